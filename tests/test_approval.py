@@ -63,6 +63,8 @@ def test_only_a_signed_plan_is_delivered_once_and_the_run_says_who_signed(
     assert done["inserted"] == ROWS
     shown = workshop.json("show", done["run_id"])
     assert (shown["approved_by"], len(shown["options"]["plan"])) == ("ada@example.com", 64)
+    lines = [line.split() for line in workshop.retl("show", done["run_id"]).out.splitlines()]
+    assert ["approved", "by", "ada@example.com"] in lines
     assert workshop.retl("log", "verify").code == 0
     spent = applied(workshop, "--signature", signature, code=3).err
     assert ("PLAN_MOVED" in spent, "retl plan users --out FILE" in spent, "sync users" in spent) == (

@@ -93,6 +93,35 @@ def test_explain_follows_a_row_through_the_data_path(workshop: Workshop, redis_s
     assert text.count("next run") == 2
 
 
+def test_explain_judges_an_unchanged_row_by_the_contract_of_today(workshop: Workshop) -> None:
+    for sync in ("users", "edited"):
+        workshop.sync(sync, fields="{spend: spend}")
+    workshop.json("sync")
+    workshop.write(
+        "own.py",
+        "from decimal import Decimal\nfrom pydantic import BaseModel, Field\n\n\nclass User(BaseModel):\n"
+        "    user_id: int\n    spend: Decimal = Field(le=20, max_digits=12, decimal_places=2)\n",
+    )
+    tight = "{user_id: {type: integer}, spend: {type: decimal, max_digits: 12, decimal_places: 2, le: 20}}"
+    workshop.sync("users", fields="{spend: spend}", contract=tight)
+    guards = "{max_reject_rate: 1}"  # of a contract that edits, a run judges every row
+    own = '{model: "own:User", edits: true}'
+    workshop.sync("edited", fields="{spend: spend}", contract=own, guards=guards)
+    nothing = "nothing: it is the same as confirmed"
+    for sync, next_run in (
+        ("users", f"{nothing}, although today's contract rejects it"),
+        ("edited", "reject it"),
+    ):
+        document = workshop.json("explain", sync, "--key", "20", "--key", "21")
+        fits, breaks = sorted(document["rows"], key=lambda row: int(row["key"]))
+        assert (fits["verdict"], fits["next"]) == ({"accepted": True}, nothing)
+        assert (breaks["verdict"]["accepted"], breaks["verdict"]["code"]) == (False, "OUT_OF_RANGE")
+        assert breaks["next"].startswith(next_run)
+        assert breaks["request"] is None, "`--key` would send none"
+    assert "rejected, spend is outside" in workshop.retl("explain", "users", "--key", "21").out
+    assert workshop.json("sync", "--sync", "users")["syncs"][0]["unchanged"] == ROWS
+
+
 def test_explain_asks_nobody_and_needs_no_server(workshop: Workshop) -> None:
     workshop.sync("users")
     workshop.environment["REDIS_PORT"] = "1"
@@ -114,7 +143,19 @@ def test_explain_knows_rows_that_left_or_never_came(workshop: Workshop, postgres
     assert "kept" in kept["next"]
     for never in ("12345", "no number"):
         said = workshop.retl("explain", "users", "--key", never)
-        assert (said.code, "KEY_UNKNOWN" in said.err) == (2, True)
+        assert (said.code, "KEY_UNKNOWN" in said.err, "retl log" in said.err) == (2, True, False)
+        assert "--key VALUE, a value of user_id; `retl explain users` shows some" in said.err
+    workshop.json("sync", "--sync", "users")
+    said = workshop.retl("explain", "users", "--key", "5")
+    assert (said.code, "KEY_UNKNOWN" in said.err) == (2, True)
+    assert "any more, but it was sent before" in said.err
+    assert "`retl log users --key KEY`" in said.err
+    assert workshop.json("log", "users", "--key", "5")["rows"][-1]["operation"] == "delete"
+    workshop.sync("hidden", contract="{user_id: {type: integer, sensitive: true}, email: {type: string}}")
+    for words in (("explain", "hidden"), ("sync", "hidden")):
+        said = workshop.retl(*words, "--key", "12345")
+        assert "--key VALUE, a value of user_id" in said.err
+        assert "shows some" not in said.err, "there they are masked"
 
 
 def test_explain_needs_no_secret_of_the_target_and_knows_what_was_delivered(

@@ -90,6 +90,31 @@ def test_a_plan_shows_what_the_target_has_now(workshop: Workshop, postgres: Data
     assert update == {"op": "update", "key": "3", "fields": {"spend": ["3.00", "99.00"]}}
     assert (delete["op"], delete["key"]) == ("delete", "4")
     assert delete["fields"]["email"] == ["u4@example.com", None]
+    assert "u4@example.com" in workshop.retl("plan", "users").out
+
+
+def test_a_plan_shows_what_a_soft_delete_sets(workshop: Workshop, postgres: Database) -> None:
+    with postgres.connect() as connection:
+        connection.execute(
+            "CREATE TABLE users (user_id bigint PRIMARY KEY, email text, spend numeric, status text, ended bool)"
+        )
+    workshop.use(postgres=postgres)
+    workshop.sync(
+        "users",
+        destination="{type: postgres, table: users}",
+        fields='{"*": "*", status: {value: active}}',
+        deletes="{set: {status: ended, ended: true}, restore: {ended: false}}",
+    )
+    workshop.json("sync")
+    workshop.warehouse("DELETE FROM users WHERE user_id = 4")
+    (planned,) = workshop.json("plan", "users")["syncs"]
+    (delete,) = planned["samples"]
+    assert delete == {
+        "op": "delete", "key": "4", "fields": {"status": ["active", "ended"], "ended": [False, True]}
+    }  # fmt: skip
+    lines = [line.split() for line in workshop.retl("plan", "users").out.splitlines()]
+    shown = lines[lines.index(["op", "key", "field", "before", "after"]) + 1 :]
+    assert shown[:2] == [["delete", "4", "status", "active", "ended"], ["ended", "false", "true"]]
 
 
 def test_limit_key_where_and_full_send_what_they_say(workshop: Workshop) -> None:
@@ -153,6 +178,8 @@ def test_the_form_of_a_key_of_several_columns_stands_in_the_error_and_in_the_hel
     assert "--key '[user_id,\"email\"]'" in said.document["syncs"][0]["error"]["hint"]
     assert workshop.json("sync", "--key", '[3,"u3@example.com"]')["syncs"][0]["inserted"] == 1
     assert workshop.retl("explain", "users", "--key", '[ 3, "u3@example.com" ]').code == 0
+    said = workshop.retl("explain", "users", "--key", "3")
+    assert (said.code, "--key '[user_id,\"email\"]'" in said.err) == (2, True)
     assert key_texts(['["a \\" , b" , 1]', '["a \\" , b",1]'], 2) == ('["a \\" , b",1]',)
     assert key_texts(["[1, 2]"], 1) == ("[1, 2]",)  # one column: the text is the key
     assert "JSON array" in workshop.retl("sync", "--help").out

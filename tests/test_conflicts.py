@@ -240,6 +240,18 @@ def test_what_is_kept_stays_kept_until_both_agree_or_the_edit_is_taken_back(
         workshop.warehouse(rows(a=(phone, 1), b=("p", 1), c=("p", 1)))
         assert run(workshop)["conflicts"] == {"merged": 0, "kept": 1, "queued": 0}
         assert run(workshop)["unchanged"] == 103  # it is dealt with, and not due again
+    last = workshop.retl("log", "people", "--key", "a").out.splitlines()[-1]
+    assert last.split("update")[1].split() == [
+        "a",
+        "kept",
+        "not",
+        "written:",
+        "what",
+        "somebody",
+        "edited",
+        "stays",
+    ]
+    assert {row["write_status"] for row in workshop.json("log", "people")["rows"]} == {"success"}
     edit(people, "a", "SET phone = 's'")
     workshop.warehouse(rows(a=("s", 1), b=("p", 1), c=("p", 1)))
     assert run(workshop)["updated"] == 1  # they agree: it is ours again
@@ -485,6 +497,17 @@ def test_a_plan_and_an_explanation_say_what_becomes_of_edits(tmp_path: Path, peo
     assert "| `score` | 0 | 1 |" in comment
     found = run(workshop)
     assert numbers(found) == numbers(predicted) == ((100, 0, 1, 1, 0), (1, 1, 0), (0, 1, 0))
+    asked = ("explain", "people", "--key", "a", "--key", "b", "--key", "other 7")
+    later = {row["key"]: row for row in workshop.json(*asked)["rows"]}
+    assert {key: row["baseline"]["edited"] for key, row in later.items()} == {
+        "a": "merged", "b": "kept", "other 7": None
+    }  # fmt: skip
+    assert later["b"]["baseline"]["run_id"] == later["a"]["baseline"]["run_id"] == found["run_id"]
+    kept = "nothing: its mart row is the same as when the edit in the target was kept"
+    assert [later[key]["next"] for key in "ab"] == ["nothing: it is the same as confirmed", kept]
+    page = workshop.retl("explain", "people", "--key", "b").out
+    assert "baseline     not written, because somebody edited it in the target, 2" in page
+    assert workshop.retl("log", "people", "--run", found["run_id"]).out.count("  kept  ") == 2
     assert workshop.json("show")["conflicts"] == {"merged": 1, "kept": 1, "queued": 0}
 
 

@@ -388,6 +388,24 @@ def test_another_field_sends_every_row_once_and_the_plan_says_why(workshop: Work
     assert run(workshop)["unchanged"] == ROWS
 
 
+def test_an_option_or_a_transform_that_changes_what_is_sent_is_named(
+    workshop: Workshop, redis_server: RedisServer
+) -> None:
+    workshop.use(redis_server)
+    target = '{{type: redis, key: "users:{{user_id}}", value: json, ttl: {ttl}}}'
+    workshop.sync("users", destination=target.format(ttl="2d"))
+    assert run(workshop)["inserted"] == ROWS
+    fields = '{"*": "*", email: {column: email, transform: [lower]}}'
+    for changed, parts in (
+        ("destination.ttl", {"destination": target.format(ttl="1d")}),
+        ("how email is made, destination.ttl", {"destination": target.format(ttl="3d"), "fields": fields}),
+    ):
+        workshop.sync("users", **parts)
+        planned = only(workshop.json("plan", "--sync", "users"))
+        assert planned["notes"][0] == f"what is sent changed ({changed}): every row is sent once"
+        assert run(workshop)["updated"] == ROWS
+
+
 def test_another_scale_sends_every_row_once_and_the_plan_names_the_field(
     workshop: Workshop, redis_server: RedisServer
 ) -> None:

@@ -66,6 +66,21 @@ def test_rejects_are_chosen_by_code_and_time_and_written_as_csv(workshop: Worksh
     assert lines[0]["first_seen"].endswith("Z")
 
 
+def test_rejects_of_a_run_that_was_refused_are_pointed_to(workshop: Workshop) -> None:
+    assert workshop.json("rejects")["notes"] == []
+    destination = "{connection: app, table: others, create: true}"
+    workshop.sync("others", destination=destination, contract=CONTRACT)
+    assert "REJECT_RATE" in workshop.retl("sync", "others").err
+    said = "the last run of others was refused before it recorded its 4 rejects: `retl show others`"
+    assert workshop.json("rejects")["notes"] == workshop.json("rejects", "others")["notes"] == [said]
+    assert workshop.json("rejects", "users")["notes"] == []
+    assert workshop.retl("rejects", "others").out.splitlines() == ["no open rejects", "", said]
+    assert workshop.retl("show", "others").out.count("OUT_OF_RANGE") == 4, "three rows, and the guard"
+    workshop.json("sync", "others", "--accept", "REJECT_RATE")
+    found = workshop.json("rejects", "others")
+    assert (len(found["rejects"]), found["notes"]) == (4, [])
+
+
 def test_a_retry_sends_the_open_rejects_and_nothing_else(workshop: Workshop) -> None:
     workshop.warehouse(
         "UPDATE users SET spend = 5 WHERE user_id IN (1, 28, 29); DELETE FROM users WHERE user_id = 30"

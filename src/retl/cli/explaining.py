@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,14 @@ from retl.cli.output import Piece
 from retl.cli.state import SyncName
 from retl.errors import DefinitionError
 
+if TYPE_CHECKING:
+    from retl.ledger import Ledger
+
+_STATE = {"confirmed": "delivered", "unknown": "sent, without an answer,"}
+_EDITED = {
+    "kept": "not written, because somebody edited it in the target,",
+    "merged": "delivered without the fields that somebody edited in the target,",
+}
 READABLE = 1000  # characters of a request that are printed without being asked for
 
 
@@ -44,12 +52,28 @@ def explain(
         job = invocation.session.job(sync, ledger, options)
         found = explaining.explain(job, keys or [], rows, read=read, reveal=invocation.reveal)
     if keys and not any(map(explaining.is_known, found["rows"])):
-        raise DefinitionError(
-            "KEY_UNKNOWN",
-            f"neither the mart nor the baseline of {name} has such a key",
-            hint=f"`retl explain {name}` shows how its keys are written",
-        )
+        raise _unknown(invocation, ledger, name, keys, found["key_form"])
     invocation.show(found, lambda: _pieces(found, whole=verbose))
+
+
+def _unknown(
+    invocation: Invocation, ledger: Ledger, name: str, keys: list[str], form: str
+) -> DefinitionError:
+    """KEY_UNKNOWN, with the way to a row that was sent and then deleted."""
+    from retl.engine.scratch import private_directory
+    from retl.engine.workspace import Workspace
+    from retl.run import writeback
+
+    message = f"neither the mart nor the baseline of {name} has such a key"
+    shows = "" if invocation.hides_key(name) else f"; `retl explain {name}` shows some"
+    hint = f"write a key as {form}{shows}"
+    with private_directory() as folder, Workspace(folder, invocation.session.stop) as workspace:
+        for key in keys:
+            writeback.load(ledger, workspace, writeback.Asked((name,), key=key), invocation.hides_key)
+            if writeback.has_rows(workspace):
+                message += " any more, but it was sent before"
+                hint = f"`retl log {name} --key KEY` has what was sent"
+    return DefinitionError("KEY_UNKNOWN", message, hint=hint)
 
 
 def _pieces(found: Mapping[str, Any], *, whole: bool) -> list[Piece]:
@@ -85,7 +109,7 @@ def _text(name: str, value: Any) -> str:
         return "accepted" if value["accepted"] else f"rejected, {value['reason']} [{value['code']}]"
     if name == "baseline" and value is not None:
         run = f" by run {value['run_id']}" if value["run_id"] else ""
-        state = "delivered" if value["state"] == "confirmed" else "sent, without an answer,"
+        state = _EDITED.get(value["edited"]) or _STATE[value["state"]]
         return f"{state} {output.cell(value['at'])}{run}"
     if value is None:
         return "none"

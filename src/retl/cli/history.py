@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,11 +31,11 @@ COUNTED = (
     "in_doubt",
     "not_attempted",
 )
-SPARED = (  # in this order, on a narrow terminal; an id is first shown by its end
+SPARED = (  # in this order, on a narrow terminal; an id stays with its end, a start without year and seconds
     "seconds",
     "refreshed",
-    "started",
     "run",
+    "started",
     "deleted",
     "updated",
     "inserted",
@@ -52,6 +53,7 @@ FACTS = (
     "started_at",
     "finished_at",
     "seconds",
+    "approved_by",
     "environment",
     "vars",
     "options",
@@ -104,8 +106,15 @@ def runs(
 
 
 def _runs_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    ends = {"run": short_ids([str(row[0]) for row in rows])}
-    return Table(headers, rows, spares=SPARED, folds=FOLDED, defaults=USUAL, shorts=ends)
+    shorts = {"run": short_ids([str(row[0]) for row in rows]), "started": _starts([row[4] for row in rows])}
+    return Table(headers, rows, spares=SPARED, folds=FOLDED, defaults=USUAL, shorts=shorts)
+
+
+def _starts(started: Sequence[datetime]) -> list[str]:
+    """When runs began, in UTC: month, day and minute if all are of one year, else the day."""
+    moments = [one.astimezone(UTC) for one in started]
+    one_year = len({one.year for one in moments}) == 1
+    return [f"{one:%m-%d %H:%MZ}" if one_year else f"{one:%Y-%m-%d}" for one in moments]
 
 
 @command(app, "show", reveals=True, negative=True, ledger=True)

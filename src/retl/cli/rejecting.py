@@ -85,12 +85,24 @@ def list_rejects(
         | {"allowed": contracts[name].allowed(reason)}
         for (name, stage, code, reason), number in reasons.most_common()
     ]
+    notes = _unrecorded(ledger, sorted(ledger.synced()) if names is None else sorted(names))
     invocation.show(
-        {"reasons": grouped, "rejects": found},
-        lambda: _pieces(grouped, found, len(every), tell=not values) if every else [none],
+        {"reasons": grouped, "rejects": found, "notes": notes},
+        lambda: [*(_pieces(grouped, found, len(every), tell=not values) if every else [none]), *notes],
         lambda: _csv(found),
     )
     return None
+
+
+def _unrecorded(ledger: Ledger, names: Iterable[str]) -> list[str]:
+    """Where to see the rejects of a last run that was refused: only a run that delivers records them."""
+    last = [run for name in names if (run := ledger.last_run(name)) is not None]
+    return [
+        f"the last run of {run.sync} was refused before it recorded its"
+        f" {counted(run.counts['rejected'], 'reject')}: `retl show {run.sync}`"
+        for run in last
+        if run.status == "REFUSED" and run.counts.get("rejected")
+    ]
 
 
 def _chosen(

@@ -379,6 +379,6 @@ def sampled(samples: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
             yield (*first, "", "", "", sample.get("verdict"))
         for field, pair in sample["fields"].items():
             old, new = map(output.datum, pair)
-            old, new = ("" if op == "insert" else old), ("" if op == "delete" else new)
+            old, new = ("" if op == "insert" else old), ("" if op == "delete" and pair[1] is None else new)
             yield (*first, field, old, new, sample.get("verdicts", {}).get(field, sample.get("verdict")))
             first = ("", "")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from retl.contract.judge import MISFIT, Contract
+from retl.contract.judge import MISFIT, Contract, Verdict
 from retl.engine.diff import CANDIDATES, UPSERTS
 from retl.engine.hash import KEY_FAULTS, MART, ROWS, USABLE_FAULTS
 from retl.engine.mapping import FieldMap, Lookup
@@ -47,7 +47,8 @@ def judge(
     """Validate with Pydantic the due candidates that the prefilter did not clear, and create REJECTS from the
     failures and the key faults. `key` are the key's columns in the mart. `edited` are the rejects of a
     contract that has judged every row already."""
-    workspace.load(_VERDICTS, _VERDICT, edited if judged.edits else _rejected(workspace, judged))
+    due = f"SELECT row FROM {CANDIDATES} WHERE NOT cleared AND {_DUE}"
+    workspace.load(_VERDICTS, _VERDICT, edited if judged.edits else _rejected(workspace, judged, due))
     if workspace.run(f"SELECT 1 FROM {ROWS} WHERE unread IS NOT NULL LIMIT 1"):
         workspace.run(
             f"INSERT INTO {_VERDICTS} SELECT r.row, 'contract', 'NO_PHONE', {literal(REASON)}, r.unread"
@@ -56,6 +57,16 @@ def judge(
         )
     _make_rejects(workspace, key)
     _end(workspace, f"row IN (SELECT row FROM {_VERDICTS})", "rejected")
+
+
+def verdict(workspace: Workspace, judged: Contract, row: int) -> Verdict | None:
+    """What the contract says of a row that is not due, which `judge` leaves out; None = accepted. A contract
+    that edits has judged it already."""
+    found = () if judged.edits else _rejected(workspace, judged, str(row))
+    for _, _, code, reason, column in found:
+        return Verdict(column, code, reason)
+    ((unread,),) = workspace.run(f"SELECT unread FROM {ROWS} WHERE row = {row}")
+    return Verdict(unread, "NO_PHONE", REASON) if unread is not None else None
 
 
 def reject_missing(workspace: Workspace, field_map: FieldMap) -> None:
@@ -167,11 +178,10 @@ def _reject_missing(workspace: Workspace, lookup: Lookup) -> None:
     _end(workspace, "row IN (SELECT row FROM waiting)", "rejected")
 
 
-def _rejected(workspace: Workspace, judged: Contract) -> Iterator[tuple[Any, ...]]:
-    """The model's rejects among the due candidates that the prefilter did not clear."""
+def _rejected(workspace: Workspace, judged: Contract, rows: str) -> Iterator[tuple[Any, ...]]:
+    """The model's rejects among the rows that this SQL selects."""
     names = (*judged.columns, MISFIT)
-    due = f"SELECT row FROM {CANDIDATES} WHERE NOT cleared AND {_DUE}"
-    query = f'SELECT {judged.select()}, "retl row" FROM {MART} WHERE "retl row" IN ({due})'
+    query = f'SELECT {judged.select()}, "retl row" FROM {MART} WHERE "retl row" IN ({rows})'
     for chunk in workspace.chunks(query, _JUDGED_AT_ONCE):
         doubtful = judged.doubtful(chunk)
         verdicts = judged.judge([dict(zip(names, row, strict=False)) for row in doubtful])

@@ -244,6 +244,20 @@ def payload_fingerprint(sync: Sync, contract: Contract, mapping: FieldMap, shapi
     )
 
 
+def payload_parts(
+    sync: Sync, contract: Contract, mapping: FieldMap, shaping: Mapping[str, Any]
+) -> dict[str, str]:
+    """Digests of what `payload_fingerprint` is made from, by the name that a person knows it by: only to say
+    what changed. The types of fields are not in them."""
+    fields = {
+        f"how {name} is made": source.model_dump(mode="json", exclude={"conflicts", "column"})
+        for name, source in _sources(sync, contract).items()
+    }
+    options = {f"destination.{name}": value for name, value in shaping.items()}
+    parts = {**fields, "formats": mapping.formats.model_dump(), "time zone": mapping.timezone, **options}
+    return {name: _digest(part) for name, part in parts.items()}
+
+
 def _sources(sync: Sync, contract: Contract) -> dict[str, FieldSource]:
     """Every field except the key."""
     names = key_names(sync)

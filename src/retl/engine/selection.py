@@ -169,10 +169,11 @@ def require(workspace: Workspace, field_map: FieldMap, sync: Sync, keys: Sequenc
     workspace.run("DROP TABLE named")
     if missing:
         form = key_form([one.type for one in field_map.shape.key], sync.key)
+        hidden = any(one.sensitive for one in field_map.shape.key)
         raise Misasked(
             "KEY_UNKNOWN",
             f"the mart has no row with {'this key' if total == 1 else f'{missing} of these {total} keys'}",
-            hint=f"write a key as {form}; `retl explain {sync.name}` shows some",
+            hint=f"write a key as {form}" + ("" if hidden else f"; `retl explain {sync.name}` shows some"),
             where=f"sync {sync.name}",
         )
 

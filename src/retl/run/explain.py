@@ -16,9 +16,9 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked
+from retl.destinations.batch import MODES, Batch, Field, Kind, Mode, Peeked, SoftDelete
 from retl.destinations.value import SIZE
-from retl.engine import payload
+from retl.engine import judge, payload
 from retl.engine.change_set import ChangeSet
 from retl.engine.diff import OUTSIDE, UPSERTS, seen_sql
 from retl.engine.lines import document_sql
@@ -27,13 +27,13 @@ from retl.engine.selection import PASSED
 from retl.engine.suppression import SUPPRESSED
 from retl.engine.workspace import Workspace
 from retl.errors import TargetError
-from retl.run import pipeline
+from retl.run import pipeline, writeback
 from retl.run.job import Clock, Job
 from retl.run.plan import Plan
 from retl.run.prediction import Fates
 from retl.run.run import new_run
 from retl.values import storage
-from retl.values.keys import key_texts, key_value_sql
+from retl.values.keys import key_form, key_texts, key_value_sql
 from retl.values.sql import literal, quoted
 
 MASK = "***"
@@ -66,6 +66,8 @@ _NEXT = {
     "erased": "nothing: this key was erased, and is never sent again (ERASED)",
     "unknown": "nothing: this key is neither in the mart nor in the baseline",
 }
+_KEPT = "nothing: its mart row is the same as when the edit in the target was kept"
+_BUT_REJECTED = ", although today's contract rejects it"
 _UNLESS = ", unless somebody edited it in the target (`--read` looks)"
 _EDITED = {
     "conflict": "queue it: somebody edited it in the target, and a person decides (`retl conflicts`)",
@@ -85,6 +87,7 @@ def explain(job: Job, keys: Sequence[str], count: int, *, read: bool, reveal: bo
     return {
         "sync": job.sync.name,
         "object": plan.capabilities.object,
+        "key_form": key_form([one.type for one in plan.field_map.shape.key], job.sync.key),
         "rows": found,
         "guards": [{"code": r.code, "message": r.message, "hint": r.hint} for r in plan.refusals],
         "notes": [one for one in (*plan.notes, *plan.standing) if any_erased or not one.startswith(_ERASED)],
@@ -148,6 +151,7 @@ class Rows:
         self.job, self.plan, self.workspace, self.reveal = job, plan, workspace, reveal
         self.shape = plan.field_map.shape
         self.mapped = document_sql(plan.field_map)
+        self._edits: dict[str, Mapping[str, str]] = {}
 
     def chosen(self, keys: Sequence[str], count: int) -> list[_Chosen]:
         """Create `chosen` with the real values, and `shown` with replacements for sensitive ones."""
@@ -206,6 +210,7 @@ class Rows:
         return f" REPLACE ({', '.join(hidden)})" if hidden else ""
 
     def explained(self, one: _Chosen, *, read: bool) -> dict[str, Any]:
+        one = self._judged(one)
         rejected = {"code": one.code, "reason": one.reason, "column": one.column} if one.code else None
         delivered = self._baseline(one.key)
         found: dict[str, Any] = {
@@ -225,6 +230,15 @@ class Rows:
                 if self._due(one):
                     found["next"] = _EDITED.get(found["sides"]["row"], found["next"])
         return found
+
+    def _judged(self, one: _Chosen) -> _Chosen:
+        """The row with today's verdict: a run judges only rows that are due."""
+        if one.row is None or one.code is not None or one.op in UPSERTS:
+            return one
+        found = judge.verdict(self.workspace, self.plan.contract, one.row)
+        return (
+            one if found is None else replace(one, code=found.code, reason=found.reason, column=found.column)
+        )
 
     def _sides(self, one: _Chosen, found: Mapping[str, Any]) -> dict[str, Any]:
         """What a run would do about other people's edits: of the row, and per field when we left it, what the
@@ -276,7 +290,7 @@ class Rows:
 
     def request(self, one: _Chosen) -> str | None:
         """The exact request for this row alone; for an unchanged row, what `--key` would send."""
-        if one.op in ("rejected", "unknown", "succeeded", "gone", "erased", "passed"):
+        if one.code is not None or one.op in ("unknown", "succeeded", "gone", "erased", "passed"):
             return None
         operation: Mode = "delete" if one.op == "delete" else self.job.sync.write
         destination = self.job.lane(self.shape)
@@ -309,7 +323,19 @@ class Rows:
             return None
         ((confirmed, owned, ref, at),) = found
         state = "confirmed" if confirmed else "unknown"
-        return {"state": state, "at": at, "run_id": self._run_at(at), "owned": owned, "ref": ref}
+        run_id = self._run_at(at)
+        edited = self._edited(run_id).get(key) if self.shape.conditional and run_id else None
+        return {"state": state, "at": at, "run_id": run_id, "owned": owned, "ref": ref, "edited": edited}
+
+    def _edited(self, run_id: str) -> Mapping[str, str]:
+        """By key, what this run left as somebody else had edited it: the row, or some of its fields."""
+        if run_id not in self._edits:
+            keys = [
+                key for (key,) in self.workspace.run("SELECT DISTINCT key FROM chosen WHERE key NOT NULL")
+            ]
+            ledger, sync = self.job.ledger, self.job.sync.name
+            self._edits[run_id] = writeback.edited(ledger, self.workspace, sync, run_id, keys)
+        return self._edits[run_id]
 
     def _run_at(self, at: datetime) -> str | None:
         runs = self.job.ledger.runs(self.job.sync.name, limit=10_000)
@@ -336,6 +362,9 @@ class Rows:
             return "take it as delivered, without sending it (first_run: adopt)"
         if one.op == "update" and delivered is not None and delivered["state"] == "unknown":
             return "send it again: it is unknown whether the last delivery arrived"
+        if one.op == "unchanged":
+            kept = delivered is not None and delivered["edited"] == "kept"
+            return (_KEPT if kept else _NEXT[one.op]) + (_BUT_REJECTED if one.code is not None else "")
         return _NEXT[one.op] + (_UNLESS if self._due(one) and self.shape.conditional else "")
 
     def _due(self, one: _Chosen) -> bool:
@@ -362,13 +391,14 @@ def samples(job: Job, plan: Plan, workspace: Workspace, reveal: bool, others: Fa
     hidden = set() if reveal else {field.name for field in shape.fields if field.sensitive}
     hides_key = not reveal and any(field.sensitive for field in shape.key)
     numeric = {field.name for field in shape.fields if field.type.name in ("integer", "decimal", "float")}
+    soft = shape.deletes.set if isinstance(shape.deletes, SoftDelete) else {}
     found = []
     for (position, op, key, document), old in zip(rows, there, strict=True):
         op = "update" if op == "insert" and shape.write == "update_only" else op
-        new = json.loads(document, parse_float=Decimal) if document else {}
+        new = json.loads(document, parse_float=Decimal) if document else soft
         pairs = {
             name: [_hidden(name, value, hidden) for value in (_old(old, op, name), new.get(name))]
-            for name in (new if op != "delete" else old or {})
+            for name in (new if op != "delete" or soft else old or {})
             if old is None or not _same(old.get(name), new.get(name), numeric=name in numeric)
         }
         sample = {"op": op, "key": MASK if hides_key else key, "fields": pairs}

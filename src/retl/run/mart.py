@@ -385,6 +385,7 @@ def _map(job: Job, run: Run, contract: Contract, columns: Mapping[str, str]) -> 
         "where": capabilities.object,
         "who": mapping.key_fingerprint(sync, field_map),
         "what": mapping.payload_fingerprint(sync, contract, field_map, capabilities.shaping),
+        "parts": json.dumps(mapping.payload_parts(sync, contract, field_map, capabilities.shaping)),
         "types": json.dumps({field.name: str(field.type) for field in field_map.shape.fields}),
         "follows": followed(sync, field_map, columns),
     }

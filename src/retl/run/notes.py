@@ -5,7 +5,7 @@ what is not, and of what to write in the sync. It decides nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 
 from msgspec.structs import replace
@@ -226,14 +226,29 @@ def _left_behind(job: Job, known: Known, place: str) -> str | None:
 
 
 def _reshaped(made: Made) -> str:
-    """The fields that came, went or have another type, for a note."""
-    former = json.loads(made.known.former.get("types", "null"))
-    now: dict[str, str] = json.loads(made.frozen.mapped.fingerprints["types"])
-    if former is None or former == now:
+    """The fields that came, went or have another type, and what else of what is sent changed, for a note."""
+    former, now = made.known.former, made.frozen.mapped.fingerprints
+    types, parts = ((_parsed(former, name), _parsed(now, name)) for name in ("types", "parts"))
+    said = [f"{name}: {then or 'new'} → {today or 'gone'}" for name, then, today in _differing(*types)]
+    said += [name for name, then, today in _differing(*parts) if then and today]
+    if not said:
         return "fields, types, transforms or formats"
-    names = [name for name in {**former, **now} if former.get(name) != now.get(name)]
-    said = [f"{name}: {former.get(name, 'new')} → {now.get(name, 'gone')}" for name in names[:5]]
-    return ", ".join(said) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(said[:5]) + (f" and {len(said) - 5} more" if len(said) > 5 else "")
+
+
+def _parsed(fingerprints: Mapping[str, str], name: str) -> dict[str, str] | None:
+    parsed: dict[str, str] | None = json.loads(fingerprints.get(name, "null"))
+    return parsed
+
+
+def _differing(
+    former: dict[str, str] | None, now: dict[str, str] | None
+) -> Iterator[tuple[str, str | None, str | None]]:
+    """The names with another value than before, if that is known."""
+    if former is not None and now is not None:
+        for name in {**former, **now}:
+            if former.get(name) != now.get(name):
+                yield name, former.get(name), now.get(name)
 
 
 def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:

@@ -54,6 +54,7 @@ _STATUS = {
     Kind.UNKNOWN: "retrying",
 }
 _IN_PART = "written in part: fields that somebody edited stay"
+_NOT_WRITTEN = "not written: what somebody edited stays"
 _NO_ANSWER = "no answer: it is unknown whether it arrived"
 _RUNS = {"run_id": "VARCHAR", "system": "VARCHAR", "entity": "VARCHAR", "masked": "BOOLEAN"}
 _RUNS |= {"upserted": "VARCHAR[]", "deleted": "VARCHAR[]"}
@@ -85,7 +86,7 @@ def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[st
     stored = ledger.file_names()
     files = {run.run_id: run.delta for run in (*runs, *undoing) if run.delta in stored}
     found = [run for run in runs if run.run_id in files]
-    _load_sent(ledger, workspace, files, asked.key)
+    _load_sent(ledger, workspace, files, None if asked.key is None else spellings([asked.key]))
     touched = {run_id for (run_id,) in workspace.run("SELECT DISTINCT run_id FROM sent")}
     workspace.load("logged_runs", _RUNS, (_run(one, hides(one.sync)) for one in found))
     workspace.load("logged_spans", _SPANS, _spans(ledger, touched))
@@ -95,6 +96,11 @@ def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[st
     newest = f" ORDER BY {_BACKWARDS} LIMIT {asked.limit}" if asked.limit is not None else ""
     workspace.run(f"CREATE OR REPLACE VIEW {LOG} AS {_log(since)}{newest}")
     return len(runs) - len(found)
+
+
+def has_rows(workspace: Workspace) -> bool:
+    """Whether the loaded log has any."""
+    return bool(workspace.run(f"SELECT 1 FROM {LOG} LIMIT 1"))
 
 
 def unanswered(
@@ -110,6 +116,21 @@ def unanswered(
     for batch, key in rows:
         found.setdefault(batch, []).append(key)
     return found
+
+
+def edited(
+    ledger: Ledger, workspace: Workspace, sync: str, run_id: str, keys: Sequence[str]
+) -> dict[str, str]:
+    """Of these keys, those whose row in the target somebody had edited when this run came: `kept` where it
+    wrote nothing, `merged` where it wrote the other fields. Those of a run without a delta are not known."""
+    stored, runs = ledger.file_names(), ledger.delivered(sync, run_id, None)
+    files = {run.run_id: run.delta for run in runs if run.delta in stored}
+    _load_sent(ledger, workspace, files, keys)
+    workspace.load("logged_spans", _SPANS, _spans(ledger, files))
+    workspace.load("logged_singles", _SINGLES, _singles(ledger, files))
+    _load_undone(workspace, ())
+    found = f"SELECT key, kind FROM ({_answered()}) WHERE kind IN ('kept', 'merged')"
+    return dict(workspace.run(found))
 
 
 def _log(since: str) -> str:
@@ -129,10 +150,11 @@ def _log(since: str) -> str:
         f" CASE kind {statuses} END END AS write_status,"
         " coalesce(try_cast(regexp_extract(code, '^HTTP_([0-9]{3})$', 1) AS INTEGER), http_status)"
         " AS http_status_code,"
-        f" CASE kind WHEN 'merged' THEN '{_IN_PART}' WHEN 'unknown' THEN coalesce({said}, '{_NO_ANSWER}')"
+        f" CASE kind WHEN 'merged' THEN '{_IN_PART}' WHEN 'kept' THEN coalesce({said}, '{_NOT_WRITTEN}')"
+        f" WHEN 'unknown' THEN coalesce({said}, '{_NO_ANSWER}')"
         f" ELSE {said} END AS error_message,"
         " answered_at AS write_timestamp, duration_ms, greatest(attempts - 1, 0) AS retry_count,"
-        " idempotency_key, batch_id, position"
+        " idempotency_key, batch_id, position, kind"
         f" FROM ({_answered(since)}) JOIN logged_runs USING (run_id)"
     )
 
@@ -172,12 +194,14 @@ def _load_undone(workspace: Workspace, undoing: Sequence[Delivered]) -> None:
         )
 
 
-def _load_sent(ledger: Ledger, workspace: Workspace, files: Mapping[str, str], key: str | None) -> None:
-    """Create `sent`: the rows of these deltas. With a key only the row groups that can have it are read: the
+def _load_sent(
+    ledger: Ledger, workspace: Workspace, files: Mapping[str, str], keys: Sequence[str] | None
+) -> None:
+    """Create `sent`: the rows of these deltas. With keys only the row groups that can have them are read: the
     rows of a delta are sorted by their keys."""
     columns = ", ".join(f"{name} {kind}" for name, kind in _SENT.items())
     workspace.run(f"CREATE OR REPLACE TABLE sent ({columns})")
-    named = {} if key is None else {f"key{n}": one for n, one in enumerate(spellings([key]))}
+    named = {f"key{n}": one for n, one in enumerate(keys or ())}
     wanted = f" AND key IN ({', '.join(f'${name}' for name in named)})" if named else ""
     names = list(files.items())
     for first in range(0, len(names), _AT_ONCE):
