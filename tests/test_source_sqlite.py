@@ -13,6 +13,7 @@ from retl.engine.workspace import Workspace
 from retl.errors import RetlError
 from retl.observe.signals import Stop
 from retl.project.marts import Selected
+from retl.sources import texts
 from retl.sources.api import Invocation, Since
 from retl.sources.sqlite import File, SQLite
 from retl.sources.texts import MISFIT
@@ -112,6 +113,22 @@ def test_every_value_is_exact_or_a_reject(
             found = workspace.run(f'SELECT CAST({name} AS VARCHAR), "{MISFIT}" FROM ({query.sql})')
         assert found == [(expected, None if expected is not None else name), (None, None)], (kind, value)
     assert (tmp_path / "shop.db").read_bytes() == before
+
+
+def test_a_large_table_is_read_from_several_files(
+    tmp_path: Path, shop: sqlite3.Connection, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.execute("CREATE TABLE t (n INTEGER, x TEXT)")
+    rows = [(n, f'line "{n}"\n' * (n % 3)) for n in range(100)]
+    shop.executemany("INSERT INTO t VALUES (?, ?)", rows)
+    monkeypatch.setattr(texts, "_PART", 500)  # bytes
+    with source(tmp_path, table="t").open(workspace) as snapshot:
+        query = snapshot.rows(["n", "x"])
+        files = [path.stat().st_size for path in workspace.directory.glob("source-*.csv")]
+        assert sorted(workspace.run(f"SELECT n, x FROM ({query.sql})")) == rows
+    assert len(files) >= 5
+    assert max(files) < 600
+    assert list(workspace.directory.glob("source-*.csv")) == []
 
 
 def test_a_mixture_without_a_type_is_text(

@@ -1,5 +1,5 @@
-"""Rows as the texts that a server wrote: a CSV file in the run's folder, which DuckDB reads with the columns'
-types.
+"""Rows as the texts that a server wrote: CSV files in the run's folder, which DuckDB reads with the columns'
+types. It keeps a whole file in memory if values have line breaks, so no file is large.
 
 Every value passes as the server's own text, so no client library can round it. A text that a column's type
 has no room for becomes NULL there and is reported with the row (MISFIT); it is never bent to fit.
@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedWriter
 from pathlib import Path
 
 from msgspec import Struct
@@ -25,6 +26,7 @@ MISFIT = "retl misfit"  # of a row: the first column with a text that its type h
 _END = "retl end"  # a last column that is always 1: a row of one NULL would be an empty line
 _LONG = 1_000_000  # bytes of a line from which DuckDB needs a larger buffer than its own
 _LONGEST = 100_000_000  # bytes of a line: its buffers must fit into the workspace's memory
+_PART = 64_000_000  # bytes of a file, but for its last row
 _CSV = (
     "header = false, nullstr = '', quote = '\"', escape = '\"', delim = ',', new_line = '\\n',"
     " allow_quoted_nulls = false, auto_detect = false, strict_mode = true"
@@ -50,25 +52,30 @@ class Column(Struct, frozen=True):
 
 
 class Texts:
-    """The rows of some columns, in a file that only this user can read."""
+    """The rows of some columns, in files that only this user can read."""
 
     def __init__(self, workspace: Workspace, columns: Sequence[Column]) -> None:
         self._workspace = workspace
         self._columns = columns
         self._longest = self.count = 0
         self._broken = False  # a row has a line break in a value
+        self._paths = list[Path]()
         with _on_disk(workspace.directory):
-            file, name = tempfile.mkstemp(".csv", "source-", workspace.directory)
-        self._file, self._path = os.fdopen(file, "wb"), Path(name)
+            self._file, self._size = self._part(), 0
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Append rows: CSV lines that end with `,1` and a line feed. A stop request ends it. Failure
         DISK_FULL; SourceError if a row is too long to be read."""
         stop, longest, broken, count = self._workspace.stop, self._longest, self._broken, self.count
+        size = self._size
         with _on_disk(self._workspace.directory):
             for line in lines:
+                if size > _PART:
+                    self._file.close()
+                    self._file, size = self._part(), 0
                 self._file.write(line)
                 count += 1
+                size += len(line)
                 if len(line) > longest:
                     longest = len(line)
                 if not broken:
@@ -76,7 +83,7 @@ class Texts:
                 if not count & 0xFFF:
                     stop.check()
             self._file.flush()
-        self._longest, self._broken, self.count = longest, broken, count
+        self._longest, self._broken, self.count, self._size = longest, broken, count, size
         if longest > _LONGEST:
             raise SourceError(
                 "MART_UNREADABLE",
@@ -93,8 +100,15 @@ class Texts:
             options += f", max_line_size = {self._longest + 1024}, buffer_size = {2 * self._longest + 4096}"
         listed = [f"{one.value} AS {quoted(one.name)}" for one in self._columns]
         listed += [f"{self._misfit()} AS {quoted(MISFIT)}"] if misfit else []
-        reader = f"read_csv({literal(str(self._path))}, columns = {{{shape}}}, {_CSV}{options})"
+        files = ", ".join(literal(str(path)) for path in self._paths)
+        reader = f"read_csv([{files}], columns = {{{shape}}}, {_CSV}{options})"
         return Query(f"SELECT {', '.join(listed)} FROM {reader}", {}, origin, count=self.count)
+
+    def _part(self) -> BufferedWriter:
+        """A new file."""
+        file, name = tempfile.mkstemp(".csv", "source-", self._workspace.directory)
+        self._paths.append(Path(name))
+        return os.fdopen(file, "wb")
 
     def _misfit(self) -> str:
         cases = " ".join(
@@ -106,7 +120,8 @@ class Texts:
 
     def close(self) -> None:
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        for path in self._paths:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
