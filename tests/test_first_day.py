@@ -101,6 +101,25 @@ def test_the_log_of_all_syncs_says_to_which_object_a_row_went(
     assert ("users:{user_id}" in said, "others:{user_id}" in said) == (True, True)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "duckdb"])
+@pytest.mark.parametrize("create", ["true", "false"])
+def test_a_folder_that_is_not_there_is_found_before_the_first_run(
+    workshop: Workshop, kind: str, create: str
+) -> None:
+    workshop.write("retl.yml", f"connections: {{crm: {{type: {kind}, path: out/of/crm.db}}}}\n")
+    workshop.sync("users", destination=f"{{connection: crm, table: users, create: {create}}}")
+    folder = workshop.folder / "out" / "of"
+    for command in ("check", "plan", "sync"):
+        said = workshop.retl(command, "--sync", "users", RETL_LOG_FORMAT="console")
+        assert said.code == 1, said.out + said.err
+        assert f"there is no folder {folder}" in said.out + said.err, said.out + said.err
+        assert f"`mkdir -p {folder}`" in said.out + said.err
+    if create == "true":  # what the hint says is enough
+        folder.mkdir(parents=True)
+        assert workshop.retl("check", "--sync", "users").code == 0
+        assert workshop.retl("sync", "--sync", "users").code == 0
+
+
 def test_a_warehouse_beside_the_project_is_shown_where_it_is(workshop: Workshop) -> None:
     said = workshop.retl("sync", "--dry-run", DUCKDB_PATH="../elsewhere/w.duckdb")
     assert ".." not in said.err
