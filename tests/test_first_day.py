@@ -124,3 +124,22 @@ def test_a_warehouse_beside_the_project_is_shown_where_it_is(workshop: Workshop)
     said = workshop.retl("sync", "--dry-run", DUCKDB_PATH="../elsewhere/w.duckdb")
     assert ".." not in said.err
     assert str(workshop.folder.parent / "elsewhere" / "w.duckdb") in said.err
+
+
+@pytest.mark.parametrize(
+    ("part", "written", "code", "column"),
+    [
+        ("destination", '{type: redis, key: "users:{id}", value: json, ttl: none}', "KEY_TEMPLATE", 33),
+        ("destination", "{type: redis, key: s, value: stream, ttl: none}", "STREAM_APPENDS", 43),
+        ("deletes", "{delete: true, within: nosuch = 1}", "SCOPE_INVALID", 10),
+    ],
+)
+def test_an_error_points_to_the_line_with_the_mistake(
+    workshop: Workshop, part: str, written: str, code: str, column: int
+) -> None:
+    workshop.sync("users", **{"description": "of the mart", part: written})
+    said = workshop.retl("validate", RETL_LOG_FORMAT="console")
+    text = (workshop.folder / "syncs" / "users.yml").read_text().splitlines()
+    line = next(at for at, one in enumerate(text, 1) if one.startswith(part))
+    assert (said.code, code in said.err) == (2, True), said.err
+    assert f"syncs/users.yml:{line}:{column}:" in said.err
