@@ -300,7 +300,19 @@ def test_a_sync_runs_without_the_address_of_an_alert_and_says_so(
     assert (said.code, "alert_unset" in said.raw, "VARIABLE_UNREADABLE" in said.raw) == (0, True, True)
     assert workshop.json("validate")["missing_variables"] == ["ALERTS"]
     assert workshop.json("alerts")["alerts"][0]["to"] == "webhook ? (not set: ALERTS)"
-    assert "not set" not in workshop.retl("alerts", ALERTS="https://hooks.example/x").out
+    said = workshop.json("alerts", ALERTS=f"https://hooks.example/{SECRET}")
+    assert said["alerts"][0]["to"] == "webhook hooks.example"
+    (sent,) = workshop.retl("alerts", "test", "--output", "json").document["alerts"]
+    assert (sent["to"], sent["sent"]) == ("webhook ? (not set: ALERTS)", False)
+    three = [
+        f"{{to: {to}, on: [success]}}"
+        for to in ('{webhook: "${ALERTS}"}', '{apprise: "${OTHER}"}', '{webhook: "${THIRD}"}')
+    ]
+    workshop.write("retl.yml", f"alerts: [{', '.join(three)}]\n")
+    said = workshop.json("alerts", ALERTS="https://first.example/x", THIRD="https://third.example/x")
+    assert [one["to"] for one in said["alerts"]] == [
+        "webhook first.example", "apprise ? (not set: OTHER)", "webhook third.example",
+    ]  # fmt: skip
 
 
 def test_a_missing_apprise_is_said_before_anything_runs(workshop: Workshop, tmp_path: Path) -> None:

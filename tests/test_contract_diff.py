@@ -246,6 +246,25 @@ def test_a_contract_that_follows_the_mart_has_no_differences_to_it(shop: Worksho
     assert differences(shop)["age"]["kind"] == "missing"
 
 
+@pytest.mark.parametrize(
+    ("fields", "way"),
+    [
+        ("", "e_mail, sent as email"),
+        ("fields: {address: email, spend: spend}\n", "e_mail, sent as address"),
+        ("fields: {'*': '*', second: {column: email}}\n", "e_mail, sent as second"),
+        ("fields: {spend: spend}\n", "e_mail "),
+    ],
+)
+def test_a_renamed_column_is_shown_with_the_field_that_sends_it(
+    shop: Workshop, fields: str, way: str
+) -> None:
+    shop.write("syncs/users.yml", SYNC + fields)
+    change(shop, email="e_mail")
+    said = shop.retl("contract", "diff", "users").out
+    (line,) = [one for one in said.splitlines() if "the mart calls it e_mail" in one]
+    assert way in line.partition("the mart calls it e_mail")[2] + " ", said
+
+
 def test_a_column_whose_new_name_shares_a_word_is_renamed_in_the_contract_too(shop: Workshop) -> None:
     shop.json("sync")
     change(shop, spend="1.50::DECIMAL(12, 2) AS TotalSpend, 1::DECIMAL(12, 2)")

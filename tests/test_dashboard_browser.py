@@ -92,6 +92,26 @@ def test_the_page_shows_the_rows_and_reads_no_text_as_html(shown: Shown, tmp_pat
     assert dom.index("2026-11-01</td>") < dom.index("2026-10-01</td>")
 
 
+@pytest.mark.parametrize("rows", [29, 13, 7, 5, 2, 1])
+def test_no_label_of_a_chart_is_cut_and_the_last_bar_has_one(shown: Shown, tmp_path: Path, rows: int) -> None:
+    folder, page = beside(shown.workshop), (FOLDER / "dashboard.html").read_text()
+    cut = (
+        "load().then(([latest, rows]) => [latest, rows.slice(-ROWS)]).then(draw).then(() => {"
+        " for (const one of document.querySelectorAll('svg text')) { const box = one.getBBox();"
+        " if (box.x < 0 || box.x + box.width > 400) one.setAttribute('data-cut', ''); } })"
+    )
+    measured = page.replace("load().then(draw)", cut.replace("ROWS", str(rows)))
+    assert measured != page
+    (folder / "measured.html").write_text(measured)
+    dom, console = visit(
+        f"{shown.address}measured.html", tmp_path, "--virtual-time-budget=10000", "--dump-dom"
+    )
+    assert console == []
+    assert dom.count("<rect ") == 2 * rows
+    assert 'data-cut=""' not in dom
+    assert dom.count(">2026-11-01</text>") == 2
+
+
 def test_old_data_are_stale_and_missing_data_are_said(shown: Shown, tmp_path: Path) -> None:
     latest = shown.workshop.folder / "out" / "revenue" / "latest.json"
     whole = latest.read_text()

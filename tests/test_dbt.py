@@ -250,11 +250,16 @@ def test_the_target_folder_is_where_retl_yml_says(workshop: Workshop, tmp_path: 
     ],
 )
 def test_validate_knows_dbts_models(workshop: Workshop, source: str, code: str, says: str) -> None:
-    workshop.sync("mart", source=source, key="[customer_id]", destination=DESTINATION % "customer_id")
+    described = {"description": "of a model", "source": source}
+    workshop.sync("mart", **described, key="[customer_id]", destination=DESTINATION % "customer_id")
     said = workshop.retl("validate")
     assert said.code == 2
     assert f"[{code}]" in said.err
     assert says in said.err
+    if code == "DBT_MODEL":
+        text = (workshop.folder / "syncs" / "mart.yml").read_text().splitlines()
+        line = text.index(f"source: {source}") + 1
+        assert f"syncs/mart.yml:{line}:15:" in said.err
 
 
 def test_a_model_of_another_database_is_not_read_by_its_name_alone(workshop: Workshop) -> None:

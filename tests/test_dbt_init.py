@@ -151,6 +151,22 @@ def test_a_wrong_word_in_the_meta_costs_only_its_own_mart(project: Workshop) -> 
     assert project.retl("validate").code == 0
 
 
+def test_a_sync_that_is_there_is_not_called_missing_if_it_could_not_be_made_again(project: Workshop) -> None:
+    init(project)
+    (project.folder / "syncs" / "crm").mkdir()
+    file = (project.folder / "syncs" / "customers.yml").rename(
+        project.folder / "syncs" / "crm" / "customers.yml"
+    )
+    before = file.read_bytes()
+    meta = {"retl": {"connection": "crm_db", "table": "crm.customers", "fields": {"id": "nosuch"}}}
+    change(project, "customers", meta=meta, config={"meta": meta})
+    said = init(project)
+    assert [line.partition(":")[0] for line in said["left_out"]] == ["draft", "unkeyed"]
+    assert str(file) in said["kept"]
+    assert any("'customers' again: the contract has no column 'nosuch'" in note for note in said["notes"])
+    assert file.read_bytes() == before
+
+
 def test_one_mart_may_go_to_several_places(project: Workshop) -> None:
     meta = {
         "retl": [

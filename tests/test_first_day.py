@@ -101,7 +101,45 @@ def test_the_log_of_all_syncs_says_to_which_object_a_row_went(
     assert ("users:{user_id}" in said, "others:{user_id}" in said) == (True, True)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "duckdb"])
+@pytest.mark.parametrize("create", ["true", "false"])
+def test_a_folder_that_is_not_there_is_found_before_the_first_run(
+    workshop: Workshop, kind: str, create: str
+) -> None:
+    workshop.write("retl.yml", f"connections: {{crm: {{type: {kind}, path: out/of/crm.db}}}}\n")
+    workshop.sync("users", destination=f"{{connection: crm, table: users, create: {create}}}")
+    folder = workshop.folder / "out" / "of"
+    for command in ("check", "plan", "sync"):
+        said = workshop.retl(command, "--sync", "users", RETL_LOG_FORMAT="console")
+        assert said.code == 1, said.out + said.err
+        assert f"there is no folder {folder}" in said.out + said.err, said.out + said.err
+        assert f"`mkdir -p {folder}`" in said.out + said.err
+    if create == "true":  # what the hint says is enough
+        folder.mkdir(parents=True)
+        assert workshop.retl("check", "--sync", "users").code == 0
+        assert workshop.retl("sync", "--sync", "users").code == 0
+
+
 def test_a_warehouse_beside_the_project_is_shown_where_it_is(workshop: Workshop) -> None:
     said = workshop.retl("sync", "--dry-run", DUCKDB_PATH="../elsewhere/w.duckdb")
     assert ".." not in said.err
     assert str(workshop.folder.parent / "elsewhere" / "w.duckdb") in said.err
+
+
+@pytest.mark.parametrize(
+    ("part", "written", "code", "column"),
+    [
+        ("destination", '{type: redis, key: "users:{id}", value: json, ttl: none}', "KEY_TEMPLATE", 33),
+        ("destination", "{type: redis, key: s, value: stream, ttl: none}", "STREAM_APPENDS", 43),
+        ("deletes", "{delete: true, within: nosuch = 1}", "SCOPE_INVALID", 10),
+    ],
+)
+def test_an_error_points_to_the_line_with_the_mistake(
+    workshop: Workshop, part: str, written: str, code: str, column: int
+) -> None:
+    workshop.sync("users", **{"description": "of the mart", part: written})
+    said = workshop.retl("validate", RETL_LOG_FORMAT="console")
+    text = (workshop.folder / "syncs" / "users.yml").read_text().splitlines()
+    line = next(at for at, one in enumerate(text, 1) if one.startswith(part))
+    assert (said.code, code in said.err) == (2, True), said.err
+    assert f"syncs/users.yml:{line}:{column}:" in said.err

@@ -231,7 +231,7 @@ def test_a_mart_that_dbt_does_not_vouch_for_is_refused_in_words() -> None:
         (
             "DBT_TESTS",
             "dbt's tests of orders failed: unique_id, not_null_id",
-            "fix the mart and run dbt again, or --accept DBT_TESTS",
+            "fix the mart, then `dbt build` or `dbt test` (`dbt run` repeats no test); or --accept DBT_TESTS",
         )
     ]
     stale = "the model orders is older than max_age; its last successful dbt run: {}"

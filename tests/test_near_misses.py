@@ -30,6 +30,40 @@ def test_validate_names_a_mistyped_variable_and_no_other_unused_one(tmp_path: Pa
     assert found[0] == {"name": "CRM_HSOT", "did_you_mean": "CRM_HOST"}
 
 
+def test_a_sync_whose_file_is_gone_is_named_by_status_and_a_mistyped_ending_by_validate(
+    tmp_path: Path, postgres: Database
+) -> None:
+    shop = Workshop(tmp_path / "project")
+    shop.use(postgres=postgres)
+    for name in ("first", "second"):
+        shop.sync(name, destination=f"{{type: postgres, table: {name}, create: true}}")
+    shop.json("sync")
+    assert shop.json("status")["warnings"] == []
+    first = shop.folder / "syncs" / "first.yml"
+    for ending in (".ymll", ".YML"):
+        lost = first.rename(first.with_suffix(ending))
+        for other in ("notes.md", "first.yml~", "query.sql"):
+            (first.parent / other).write_text("")
+        said = shop.retl("validate")
+        assert (said.code, f"syncs/first{ending} is not read: did you mean the ending .yml?" in said.out) == (
+            0,
+            True,
+        )
+        assert shop.json("validate")["unread_files"] == [
+            {"file": f"syncs/first{ending}", "did_you_mean": ".yml"}
+        ]
+        (warning,) = shop.json("status")["warnings"]
+        assert warning.startswith("first: it delivered, and no file defines it now: put syncs/first.yml back")
+        assert shop.json("status", "second")["warnings"] == []
+        first = lost.rename(first)
+    assert shop.json("status")["warnings"] == []
+    first.rename(first.with_name("third.yml"))  # its `next` names the move
+    assert shop.json("status")["warnings"] == []
+    first.with_name("third.yml").unlink()
+    assert shop.retl("state", "reset", "first", "--yes").code == 0
+    assert shop.json("status")["warnings"] == []
+
+
 def test_a_log_of_several_syncs_has_a_column_for_them(tmp_path: Path, postgres: Database) -> None:
     shop = Workshop(tmp_path / "project")
     shop.use(postgres=postgres)

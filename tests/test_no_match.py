@@ -83,6 +83,22 @@ def test_words_that_name_nothing_are_said_and_exit_2(shop: Workshop, words: str,
     assert not {path for path in changed if not path.startswith(".retl")}
 
 
+def test_a_person_whom_no_mart_has_is_unknown_also_beside_a_sync_that_is_gone(shop: Workshop) -> None:
+    (shop.folder / "syncs" / "users.yml").unlink()
+    gone = "not searched, because no file defines them, though the ledger has their keys: users"
+    for subject, message, hint in (
+        ("emial=u1@example.com", "no mart has a column 'emial'", f"did you mean 'email'?; {gone}"),
+        ("email=nobody@example.com", "no mart has a row with this text in column 'email'", gone),
+    ):
+        said = shop.retl("erase", "--subject", subject, "--reason", "x", "--output", "json")
+        error = said.document["error"]
+        assert (said.code, error["code"]) == (2, "SUBJECT_UNKNOWN"), said.out + said.err
+        assert (message in error["message"], hint in error["hint"]) == (True, True), error
+    shop.sync("orders", destination=TABLE.replace("users", "orders"), source="{table: nobody}")
+    said = shop.retl("erase", "--subject", "email=nobody@example.com", "--reason", "x")
+    assert (said.code, "no sync that could be searched has the person" in said.out) == (1, True), said.out
+
+
 def test_a_filter_of_time_may_leave_nothing_and_says_so(shop: Workshop) -> None:
     for words, said in (
         ("rejects --since 2999-01-01", "no open reject was first seen since 2999-01-01 00:00:00Z"),

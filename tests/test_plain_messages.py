@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.commands import ROWS, Workshop
 from tests.servers import Database
 from tests.test_alerts import Listener, listener, tell, webhook  # noqa: F401
+from tests.test_reconcile import execute
 
 TABLE = "{type: postgres, table: users, create: true}"
 
@@ -56,6 +58,32 @@ def test_a_diff_of_a_retyped_column_does_not_hint_at_what_the_contract_says(
     said = shop.retl("contract", "diff", "users")
     assert "cast spend in the source's SQL, back to what the contract says" in " ".join(said.out.split())
     assert "set `spend: {type: integer}`" not in said.out
+
+
+@pytest.mark.parametrize("way", ["cast", "alter"])
+def test_each_way_that_the_hint_about_a_column_names_is_enough(
+    shop: Workshop, postgres: Database, way: str
+) -> None:
+    contract = "{user_id: {type: integer}, email: {type: string}, spend: {type: string}}"
+    shop.json("sync", "users")
+    shop.warehouse("ALTER TABLE users ALTER spend TYPE VARCHAR")
+    shop.sync("users", destination=TABLE, contract=contract)
+    said = shop.retl("sync", "users", "--output", "json")
+    error = said.document["syncs"][0]["error"]
+    assert (said.code, error["code"]) == (3, "TARGET_DRIFT"), said.err
+    cast, alter = error["hint"].split("; if the table is yours: ")
+    if way == "alter":
+        execute(postgres, alter.rstrip(";"))
+    else:
+        found = re.fullmatch(
+            r"cast spend in the source's SQL, and set `(spend: .*)` in the contract, if there is one", cast
+        )
+        assert found is not None, cast
+        written = found[1].replace("max_digits: …, decimal_places: …", "max_digits: 12, decimal_places: 2")
+        shop.warehouse("ALTER TABLE users ALTER spend TYPE DECIMAL(12, 2)")
+        shop.sync("users", destination=TABLE, contract=contract.replace("spend: {type: string}", written))
+    said = shop.retl("sync", "users")
+    assert said.code == 0, said.err
 
 
 def test_types_that_retl_does_not_carry_are_all_named_with_the_cast(

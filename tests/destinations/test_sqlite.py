@@ -317,6 +317,8 @@ def test_a_full_disk_a_locked_file_and_a_wrong_path_are_one_sentence_each(
             destination.write(Rows(SHAPE, sample(1)).batch(run_id="run-3"))
     with pytest.raises(Systemic, match=r"gone\.db cannot be opened"):
         SQLite(target.options(connection={"path": str(tmp_path / "gone.db")}), SHAPE).check(VISIT)
+    with pytest.raises(Systemic, match="is a folder"):
+        SQLite(target.options(connection={"path": str(tmp_path)}), SHAPE).check(VISIT)
 
 
 def test_a_text_of_others_that_is_not_utf8_ends_nothing(target: SQLiteTarget) -> None:

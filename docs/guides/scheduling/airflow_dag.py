@@ -14,6 +14,7 @@ from airflow.sdk import DAG
 
 RETL = os.environ.get("RETL_COMMAND", "/opt/retl/bin/retl")
 PROJECT = Path(os.environ.get("RETL_PROJECT", "/srv/shop"))
+VARIABLES = ""  # such as "--var run_date={{ ds }}", if the project has a variable run_date
 SYNCS = {
     path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
     for path in sorted([*PROJECT.glob("syncs/**/*.yml"), *PROJECT.glob("syncs/**/*.yaml")])
@@ -40,7 +41,7 @@ settings = {
 }
 
 with DAG("retl", schedule="15 * * * *", **settings):
-    tasks = {name: retl(name, f"sync --sync {name} --var run_date={{{{ ds }}}}") for name in SYNCS}
+    tasks = {name: retl(name, f"sync --sync {name} {VARIABLES}") for name in SYNCS}
     for name, sync in SYNCS.items():
         for former in sync.get("after") or []:
             tasks[former] >> tasks[name]
@@ -50,5 +51,5 @@ with DAG("retl", schedule="15 * * * *", **settings):
 with DAG("retl_reviewed", schedule=None, **settings):
     for name in SYNCS:
         file = f"/srv/shop-plans/{name}-{{{{ run_id | replace(':', '') }}}}.plan"
-        planned = retl(f"plan_{name}", f"plan --sync {name} --out '{file}'")
+        planned = retl(f"plan_{name}", f"plan --sync {name} --out '{file}' {VARIABLES}")
         planned >> retl(f"apply_{name}", f"apply '{file}'")

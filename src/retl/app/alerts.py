@@ -318,7 +318,8 @@ def recipient(alert: Alert) -> str:
     if to.webhook is not None:
         return f"webhook {urlsplit(to.webhook.get_secret_value()).hostname or '?'}"
     if to.apprise is not None:
-        return f"apprise {to.apprise.get_secret_value().partition(':')[0]}"
+        service = to.apprise.get_secret_value().partition(":")[0]
+        return f"apprise {'?' if '${' in service else service}"
     return str(to.connection)
 
 

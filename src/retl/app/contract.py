@@ -42,13 +42,15 @@ _NOBODY = Run("none", datetime(2000, 1, 1, tzinfo=UTC))
 
 class Compared(Struct, frozen=True):
     """What differs; `texts`: the files as `update` would write them; `unseen`: why the target was not looked
-    at. `taken`: the columns that `update` adds if the contract lacks them."""
+    at. `taken`: the columns that `update` adds if the contract lacks them. `sent`: each renamed column → the
+    fields that send it."""
 
     sync: str
     differences: tuple[Difference, ...]
     texts: Mapping[Path, str]
     unseen: str | None = None
     taken: frozenset[str] = frozenset()
+    sent: Mapping[str, tuple[str, ...]] = {}
 
 
 def compare(
@@ -73,7 +75,15 @@ def compare(
         found = _beside_target(session, proposed, source, columns, found)
     except RetlError as problem:
         unseen = f"the target was not looked at: {problem.message}"
-    return Compared(sync.name, tuple(found), texts, unseen, frozenset(wanted))
+    sent = {one.column: _sent(sync, one.column) for one in found if one.kind == "renamed"}
+    return Compared(sync.name, tuple(found), texts, unseen, frozenset(wanted), sent)
+
+
+def _sent(sync: Sync, column: str) -> tuple[str, ...]:
+    """The fields that send a column of the contract, which keep their names when the column gets another."""
+    fields = sync.fields or {}
+    found = tuple(name for name, one in fields.items() if one.column == column)
+    return found or ((column,) if sync.fields is None or "*" in fields else ())
 
 
 def _left_out(session: Session, sync: Sync) -> frozenset[str]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from retl.ledger import Ledger
 
 
+_UNDEFINED = "SYNC_UNKNOWN"
+
+
 class Part(Struct, frozen=True):
     """The keys of the person in one sync."""
 
@@ -37,10 +40,21 @@ class Part(Struct, frozen=True):
 
 class Found(Struct, frozen=True):
     """Where the person is, and which syncs say nothing about that: each with the reason, and whether it is
-    something to mend."""
+    something to mend. `columns` are those of the marts that were read."""
 
     parts: Sequence[Part]
     unsearched: Sequence[Mapping[str, Any]] = ()
+    columns: frozenset[str] = frozenset()
+
+    @property
+    def unread(self) -> list[str]:
+        """The syncs of the project that could not be searched now: they may have the person."""
+        return [one["sync"] for one in self.unsearched if one["code"] not in (None, _UNDEFINED)]
+
+    @property
+    def undefined(self) -> list[str]:
+        """The syncs of the ledger that no file defines: they cannot be searched at all."""
+        return [one["sync"] for one in self.unsearched if one["code"] == _UNDEFINED]
 
 
 def by_key(session: Session, name: str, keys: Sequence[str]) -> Found:
@@ -63,17 +77,19 @@ def by_subject(session: Session, ledger: Ledger, column: str, value: str, *, rea
     history that the project no longer has cannot be searched."""
     parts: dict[str, set[str]] = {}
     unsearched: list[Mapping[str, Any]] = []
+    columns = set[str]()
     for sync in session.project.syncs.values():
         try:
-            keys = run.search(job(session, ledger, sync, reads=reads), column, value)
+            searched = run.search(job(session, ledger, sync, reads=reads), column, value)
         except RetlError as problem:
             unsearched.append({"sync": sync.name, "reason": problem.message, "code": problem.code})
             continue
-        if keys is None:
+        columns.update(searched.columns)
+        if searched.keys is None:
             reason = f"its mart has no column {column!r}"
             unsearched.append({"sync": sync.name, "reason": reason, "code": None})
-        elif keys:
-            for part in by_key(session, sync.name, keys).parts:
+        elif searched.keys:
+            for part in by_key(session, sync.name, searched.keys).parts:
                 parts.setdefault(part.sync.name, set()).update(part.keys)
     for name in ledger.synced():
         if name not in session.project.syncs and ledger.files_of(name):
@@ -82,9 +98,9 @@ def by_subject(session: Session, ledger: Ledger, column: str, value: str, *, rea
                 f" {name} HEIR` gives them to another sync, `retl state reset {name}` removes them; look at"
                 " its target by hand"
             )
-            unsearched.append({"sync": name, "reason": reason, "code": "SYNC_UNKNOWN"})
+            unsearched.append({"sync": name, "reason": reason, "code": _UNDEFINED})
     found = [Part(session.project.syncs[name], tuple(sorted(keys))) for name, keys in parts.items()]
-    return Found([one for one in found if one.keys], unsearched)
+    return Found([one for one in found if one.keys], unsearched, frozenset(columns))
 
 
 def by_digest(session: Session, ledger: Ledger, names: Sequence[str]) -> Found:

@@ -85,6 +85,12 @@ def renamed(project: LoadedProject, ledger: Ledger) -> dict[str, str]:
     return found
 
 
+def vanished(project: LoadedProject, ledger: Ledger) -> list[str]:
+    """The syncs that delivered and that no file defines any more, but for those that were renamed."""
+    known = {*project.syncs, *project.unread, *renamed(project, ledger).values()}
+    return [name for name in ledger.delivering() if name not in known]
+
+
 def states(
     syncs: Iterable[Sync],
     ledger: Ledger,

@@ -164,15 +164,15 @@ class LoadedProject(Struct, frozen=True, dict=True):
         raise_all(one.error() for one in self.missing(syncs) if one not in at_rest)
 
     @cached_property
-    def alerts(self) -> tuple[list[Route], list[DefinitionError]]:
-        """The alerts that can be sent, and what the other ones lack."""
-        known, lacking = list[Route](), list[DefinitionError]()
-        for index, alert in enumerate(self.definitions.alerts):
+    def alerts(self) -> tuple[list[Route], list[tuple[Alert, DefinitionError]]]:
+        """The alerts that can be sent, and the others as they are written, each with what it lacks."""
+        known, lacking = list[Route](), list[tuple[Alert, DefinitionError]]()
+        for index, written in enumerate(self.definitions.alerts):
             try:
                 filled = fill(self.file.tree, self.environment, ("alerts", index))
                 missing = filled.all_missing()
-                if alert.to.connection is not None:
-                    missing += self.connections.unset(alert.to.connection)
+                if written.to.connection is not None:
+                    missing += self.connections.unset(written.to.connection)
                 raise_all(one.error() for one in missing)
                 alert = validate(Alert, filled)
                 register_model(alert)
@@ -180,7 +180,7 @@ class LoadedProject(Struct, frozen=True, dict=True):
                 limits = [self._limits(target.connection, target.destination)] if target else []
                 known.append(Route(alert, target, *limits))
             except DefinitionError as problem:
-                lacking += each(problem)
+                lacking += [(written, one) for one in each(problem)]
         return known, lacking
 
     def destination(

@@ -50,7 +50,7 @@ def require_alerts(project: LoadedProject) -> None:
     if lacking:
         from retl.observe import log
 
-        for one in lacking:
+        for _, one in lacking:
             log.get().warning("alert_unset", code=one.code, message=one.message, where=str(one.where))
 
 

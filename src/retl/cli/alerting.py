@@ -23,30 +23,36 @@ alerts = typer.Typer(help="Show who gets alerts, or send a test to each.", invok
 
 def list_alerts(invocation: Invocation) -> None:
     """Show who gets which alerts; of an address only the host, because the rest may be a secret."""
-    from retl.app.alerts import recipient
-
-    has = invocation.project.environment.has
-
-    def named(alert: Alert) -> str:
-        secret = alert.to.webhook or alert.to.apprise
-        names = re.findall(r"\$\{(\w+)\}", secret.get_secret_value()) if secret else []
-        unset = [name for name in names if not has(name)]
-        return recipient(alert) + (f" (not set: {', '.join(unset)})" if unset else "")
-
+    known, lacking = invocation.project.alerts
+    filled = iter(known)
+    shown = [
+        one if any(one is other for other, _ in lacking) else next(filled).alert
+        for one in invocation.project.definitions.alerts
+    ]
     found = [
         {
-            "to": named(one),
+            "to": _named(invocation, one),
             "on": [when.event for when in one.on],
             "syncs": [*one.syncs, *(f"tag:{tag}" for tag in one.tags)] or ["all"],
             "digest": one.digest,
         }
-        for one in invocation.project.definitions.alerts
+        for one in shown
     ]
     rows = [tuple(one.values()) for one in found]
     invocation.show(
         {"alerts": found},
         lambda: [Table(("to", "on", "syncs", "digest"), rows)] if rows else ["no alerts in retl.yml"],
     )
+
+
+def _named(invocation: Invocation, alert: Alert) -> str:
+    """Who gets an alert, and which variables of an address are not set."""
+    from retl.app.alerts import recipient
+
+    secret, has = alert.to.webhook or alert.to.apprise, invocation.project.environment.has
+    names = re.findall(r"\$\{(\w+)\}", secret.get_secret_value()) if secret else []
+    unset = [name for name in names if not has(name)]
+    return recipient(alert) + (f" (not set: {', '.join(unset)})" if unset else "")
 
 
 @command(alerts, "test")
@@ -58,7 +64,8 @@ def test(invocation: Invocation) -> int:
     known, lacking = invocation.project.alerts
     require(known)
     found: list[dict[str, Any]] = [
-        {"to": None, "sent": False, "error": described(problem)} for problem in lacking
+        {"to": _named(invocation, alert), "sent": False, "error": described(problem)}
+        for alert, problem in lacking
     ]
     for route in known:
         error = None

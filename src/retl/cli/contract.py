@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -147,7 +147,10 @@ def _pieces(one: Compared) -> list[Piece]:
     from retl.app.scaffold.yamltext import flow
 
     headers = ("column", "", "what", "in the contract", "or at the target")
-    rows = [(each.column, each.kind, each.what, _way(each, flow), _ddl(each)) for each in one.differences]
+    rows = [
+        (each.column, each.kind, each.what, _way(each, one.sent, flow), _ddl(each))
+        for each in one.differences
+    ]
     pieces: list[Piece] = [Table(headers, rows, title=f"{one.sync}:")] if rows else []
     pieces += [] if rows else [f"{one.sync}: contract, mart, dbt and target have the same columns"]
     left = [each.column for each in one.differences if each.kind == "added" and not each.is_drift]
@@ -163,13 +166,14 @@ def _ddl(one: Difference) -> str:
     return f"the next run: {one.ddl}" if one.by == "run" else f"by hand: {one.ddl}"
 
 
-def _way(one: Any, flow: Any) -> str:
-    """What the contract would say instead."""
+def _way(one: Difference, sent: Mapping[str, tuple[str, ...]], flow: Any) -> str:
+    """What the contract would say instead; `sent`: the fields of a column."""
     match one.kind:
         case "added":
             return f"{one.column}: {flow(one.edit)}"
         case "renamed":
-            return f"{one.now}, sent as {one.column}"
+            fields = (one.column,) if one.edit is None else sent.get(one.column, ())  # None: of the target
+            return f"{one.now}, sent as {', '.join(fields)}" if fields else str(one.now)
         case "removed":
             return f"remove {one.column}"
         case "retyped" | "dbt":

@@ -117,11 +117,14 @@ def validate(
     mistyped = near_misses.find(project)
     file = "config.env" if project.environment.name is None else f"config.{project.environment.name}.env"
     pieces += [f"nothing uses {name} of {file}: did you mean {near!r}?" for name, near in mistyped.items()]
+    unread = near_misses.endings(project.folder)
+    pieces += [f"{path} is not read: did you mean the ending {near}?" for path, near in unread.items()]
     invocation.show(
         {
             "syncs": [{"sync": name, "valid": True, "note": notes[name]} for name, _, _ in rows],
             "missing_variables": unset,
             "unused_variables": [{"name": name, "did_you_mean": near} for name, near in mistyped.items()],
+            "unread_files": [{"file": path, "did_you_mean": near} for path, near in unread.items()],
             "exit_code": 0,
         },
         lambda: pieces,

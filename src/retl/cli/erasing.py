@@ -97,13 +97,20 @@ def _refuse_unused(option: str, asked: bool, others: Mapping[str, object]) -> No
 
 def _somebody(found: Found, column: str) -> Found:
     """What was found. DefinitionError SUBJECT_UNKNOWN if every mart was searched and none has the person."""
-    if found.parts or any(one["code"] for one in found.unsearched):
+    from retl.project.validation import did_you_mean
+
+    if found.parts or found.unread:
         return found
-    raise DefinitionError(
-        "SUBJECT_UNKNOWN",
-        f"no mart has a row with this text in column {column!r}: nobody was erased",
-        hint="the text is compared whole; a person who left the marts is erased by --sync and --key",
-    )
+    words = f"no mart has a row with this text in column {column!r}: nobody was erased"
+    hints = ["the text is compared whole; a person who left the marts is erased by --sync and --key"]
+    if column not in found.columns:
+        words = f"no mart has a column {column!r}: nobody was erased"
+        if near := did_you_mean(column, sorted(found.columns)):
+            hints = [near]
+    if found.undefined:
+        names = ", ".join(found.undefined)
+        hints.append(f"not searched, because no file defines them, though the ledger has their keys: {names}")
+    raise DefinitionError("SUBJECT_UNKNOWN", words, hint="; ".join(hints))
 
 
 def _show_lifted(invocation: Invocation, number: int) -> int:
@@ -219,7 +226,7 @@ def _pieces(document: Mapping[str, Any]) -> list[Piece]:
         pieces += [f"{o['sync']}: note: {note}" for o in document["syncs"] for note in o.get("notes", ())]
         pieces.append("`retl erase list --output json` has the proof, `retl erase verify` checks it")
     else:
-        pieces.append("no sync has this person")
+        pieces.append("nobody was erased: no sync that could be searched has the person")
     missed = [(one["sync"], one["reason"]) for one in document["not_searched"]]
     return [*pieces, Table(("not searched", "why"), missed)] if missed else pieces
 

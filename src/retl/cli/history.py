@@ -161,11 +161,8 @@ def status(
     unread = sorted(invocation.project.unread)  # nobody knows whether they are stale, and none of them runs
     code = int(fail_stale and (bool(unread) or any(one["stale"] for one in found)))
     warnings = [f"{name}: its file is wrong; it is not listed here" for name in unread]
-    warnings += [
-        f"{one['sync']}: nothing was delivered for {one['untouched_days']} days. Is it still scheduled?"
-        for one in found
-        if one["untouched_days"] is not None
-    ]
+    warnings += _vanished(invocation, ledger) if choice.bare else []
+    warnings += _untouched(found)
     headers = ("sync", "status", "last success", "age", "behind", "open rejects", "in doubt", "stale", "next")
     rows = [
         (
@@ -190,6 +187,24 @@ def status(
         ),
     )
     return code or int(invocation.output_lost)
+
+
+def _untouched(states: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{one['sync']}: nothing was delivered for {one['untouched_days']} days. Is it still scheduled?"
+        for one in states
+        if one["untouched_days"] is not None
+    ]
+
+
+def _vanished(invocation: Invocation, ledger: Ledger) -> list[str]:
+    from retl.app.freshness import vanished
+
+    return [
+        f"{name}: it delivered, and no file defines it now: put syncs/{name}.yml back, or"
+        f" `retl state mv {name} NEW` if it was renamed, `retl state reset {name}` if it is to go"
+        for name in vanished(invocation.project, ledger)
+    ]
 
 
 def _alerts_stale(invocation: Invocation) -> bool:

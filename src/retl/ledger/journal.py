@@ -283,6 +283,12 @@ class Journal(Requests):
         """The checkpoints of one sync, by object."""
         return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE sync = ? ORDER BY object", sync)
 
+    def delivering(self) -> list[str]:
+        """The syncs that have a checkpoint, by name."""
+        return [
+            name for (name,) in self._database.query("SELECT DISTINCT sync FROM retl_checkpoints ORDER BY 1")
+        ]
+
     def checkpoints_on(self, object: str) -> list[Checkpoint]:
         """The checkpoints of all syncs that delivered to an object, by sync."""
         return self._database.rows(Checkpoint, "retl_checkpoints", "WHERE object = ? ORDER BY sync", object)

@@ -22,6 +22,7 @@ from retl.project.variables import Filled, fill
 from retl.project.yamlfile import Loc, Tree, empty, load
 
 PROJECT_FILE = "retl.yml"
+ENDINGS = (".yml", ".yaml")  # of the files of syncs
 # Groups of settings in `defaults` that a sync overrides key by key. Other keys are replaced as a whole.
 GROUPS = frozenset({"guards", "rejects", "batch", "retry", "formats", "destination"})
 
@@ -96,9 +97,14 @@ def _waits(loc: Loc) -> bool:
 
 
 def sync_paths(folder: Path) -> Iterator[Path]:
+    yield from (path for path in sync_folder(folder) if path.suffix in ENDINGS)
+
+
+def sync_folder(folder: Path) -> Iterator[Path]:
+    """Every file in `syncs`, also those that define no sync."""
     for path in sorted((folder / "syncs").rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix in (".yml", ".yaml") and path.is_file() and not hidden:
+        if path.is_file() and not hidden:
             yield path
 
 

@@ -150,8 +150,35 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> Definiti
         )
     if text[index : index + 1] == "\t" or (error.problem and "tab" in error.problem):
         return DefinitionError("YAML_INVALID", "this line is indented with a tab; use spaces", where=place)
-    what = " ".join(part for part in (error.context, error.problem) if part)
+    what, mark = _mistake(error, mark, text)
+    place = Place(name, mark.line + 1, mark.column + 1)
     return DefinitionError("YAML_INVALID", f"this is not valid YAML: {what}", where=place)
+
+
+def _mistake(error: yaml.MarkedYAMLError, mark: yaml.Mark, text: str) -> tuple[str, yaml.Mark]:
+    """What is wrong, in words about the text, and where: the parser notices some only on the next line."""
+    context, problem, begin = error.context or "", error.problem or "", error.context_mark or mark
+    here = text[_index(text, mark.line, mark.column) :][:1]
+    before = text[_index(text, mark.line, 0) : _index(text, mark.line, mark.column)]
+    if "could not find expected ':'" in problem:
+        return "this line has no ':' after its key", begin
+    if problem.startswith("mapping values are not allowed"):
+        if ": " in before:
+            return "a value with ': ' in it must be quoted", mark
+        return "this line does not fit the one above it, which has no ':' or another indentation", mark
+    if context.startswith("while parsing a flow"):
+        if begin.line != mark.line:
+            return f"nothing closes this {text[_index(text, begin.line, begin.column)]!r}", begin
+        return f"before {here!r} a comma or the end of {{…}} or […] is missing", mark
+    if "quoted scalar" in context and "end of stream" in problem:
+        return "nothing closes this quote", begin
+    if "cannot start any token" in problem:
+        return f"a value that starts with {here!r} must be quoted", mark
+    if context.startswith("while parsing a block"):
+        if before.strip():
+            return f"the value ended before {here!r}: quote the whole value", mark
+        return "this line is not indented like the lines above it", mark
+    return f"{context} {problem}".strip(), mark
 
 
 def _index(text: str, line: int, column: int) -> int:

@@ -305,9 +305,9 @@ def _unfit(destination: Destination[Any], retyped: Sequence[Difference]) -> Iter
     except Mismatch as problem:
         hint = problem.hint
         for one in retyped:
-            already = rf"cast {re.escape(one.column)} in the source's SQL, or set `[^`]*` in the contract"
-            cast = f"cast {one.column} in the source's SQL, back to what the contract says"
-            hint = hint and re.sub(already, cast, hint)
+            cast = f"cast {one.column} in the source's SQL"
+            already = rf"{re.escape(cast)}, and set `[^`]*` in the contract, if there is one"
+            hint = hint and re.sub(already, f"{cast}, back to what the contract says", hint)
         yield Difference("", "unfit", problem.message, ddl=hint)
 
 

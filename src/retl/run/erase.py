@@ -76,6 +76,13 @@ class Asked(Struct, frozen=True):
         return {*self.keys, *([self.subject] if self.subject else [])}
 
 
+class Searched(Struct, frozen=True):
+    """The keys of a person in one sync, None if its mart has no such column; and the columns that it has."""
+
+    keys: list[str] | None
+    columns: tuple[str, ...]
+
+
 class Looked(Struct, frozen=True):
     """What an erasure would do: the keys, how the target forgets them, and how many files have them."""
 
@@ -95,16 +102,16 @@ def deleting(sync: Sync) -> Sync:
     return sync.model_copy(update=less)
 
 
-def search(job: Job, column: str, value: str) -> list[str] | None:
+def search(job: Job, column: str, value: str) -> Searched:
     """The keys of a sync whose row in the mart has this text in a column; also those in run files, if the
-    column is part of the key. None if the mart has no such column. Writes nothing."""
+    column is part of the key. Writes nothing."""
     run = new_run(job)
     with private_directory() as folder, Workspace(folder, job.stop) as workspace:
         opened = open_mart(job, run, workspace)
         described, field_map = opened.description.columns, opened.mapped.field_map
         with closing(opened.reader), opened.snapshot as snapshot:
             if column not in described:
-                return None
+                return Searched(None, tuple(described))
             names = list(dict.fromkeys([*opened.mapped.contract.columns, column]))
             rows = snapshot.rows(names, None)
             its = f"CAST({quoted(column)} AS VARCHAR) = {literal(value)}"
@@ -116,7 +123,7 @@ def search(job: Job, column: str, value: str) -> list[str] | None:
             if one.column == column:
                 for few in files_of(job.ledger, job.sync.name, folder):
                     found |= set(erasing.named(workspace, field_map, [few], part, value))
-        return sorted(found)
+        return Searched(sorted(found), tuple(described))
 
 
 def look(job: Job, asked: Asked) -> Looked:

@@ -306,7 +306,7 @@ def _build(build: Build, facts: Facts) -> Iterator[Refusal]:
         yield Refusal(
             "DBT_TESTS",
             f"dbt's tests of {build.model} failed: {', '.join(build.failed_tests)}",
-            "fix the mart and run dbt again, or --accept DBT_TESTS",
+            "fix the mart, then `dbt build` or `dbt test` (`dbt run` repeats no test); or --accept DBT_TESTS",
         )
     if facts.max_age is None or facts.now is None:
         return

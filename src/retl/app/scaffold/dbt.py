@@ -125,11 +125,23 @@ def write(folder: Path, manifest: Path) -> Scaffolded:
             del texts[name]
             found.notes.append(f"no sync {name!r}: {other!r} is what became of it")
         found.kept += _moved(folder, texts)
+        _keep(folder, texts, found)
     files |= {f"syncs/{name}.yml": (text, 0o644) for name, text in texts.items()}
     for path, (text, mode) in files.items():
         (found.written if put(folder / path, text, mode) else found.kept).append(folder / path)
     found.notes += unprotected(folder)
     return found
+
+
+def _keep(folder: Path, texts: Mapping[str, str], found: Scaffolded) -> None:
+    """A sync that the project has, and that the manifest would not make again, is kept and not left out."""
+    project = open_project(folder)
+    there = {name for name, _ in found.left_out if name in project.syncs and name not in texts}
+    for name, why in found.left_out:
+        if name in there:
+            found.notes.append(f"dbt's files would not make the sync {name!r} again: {why}")
+    found.kept += [folder / project.place(name).file for name in sorted(there)]
+    found.left_out = [one for one in found.left_out if one[0] not in there]
 
 
 def _moved(folder: Path, texts: dict[str, str]) -> list[Path]:

@@ -156,7 +156,8 @@ def _lacks(table: Table, one: Field, *, create: bool) -> bool:
         wanted = columns.ddl(one.type, key=False)
         raise _drift(
             f"the column {one.name} of {table.name} is {shown}, which does not keep every {one.type}",
-            f"make it {wanted}, change the type in the contract, or cast in the source's SQL",
+            f"make it {wanted}; or cast it in the source's SQL, and change the type in the contract, if there"
+            " is one",
         )
     return False
 

@@ -72,7 +72,7 @@ def judge(columns: Sequence[Column], shape: Shape, label: str, *, create: bool) 
             raise Mismatch(
                 "TARGET_DRIFT",
                 f"the column {field.name} of {label} is {shown(found['type'])}, and {field.type} is {wanted}",
-                hint="change the type in the contract, or cast in the source's SQL",
+                hint="cast it in the source's SQL, and change the type in the contract, if there is one",
             )
     needed = [name for name, one in theirs.items() if not one["nullable"]]
     if needed and shape.write != "update_only":

@@ -37,7 +37,7 @@ from pydantic import field_validator
 
 from retl.destinations.batch import Batch, Cell, Field, Kind, RowResult, Visit
 from retl.destinations.sql.dialect import ROW, Column, Dialect, Relation, Row, Session, Table
-from retl.destinations.sql.file import DatabaseFile, ended, full, held, read_only, unopened
+from retl.destinations.sql.file import DatabaseFile, ended, full, held, may_make, read_only, unopened
 from retl.destinations.sql.table import SqlTable, may_write
 from retl.errors import Ambiguous, Systemic, TargetError
 from retl.model import Definition
@@ -147,7 +147,7 @@ class DuckDBSession(Session):
     errors = (duckdb.Error,)
 
     def __init__(self, file: File, *, write: bool) -> None:
-        self._shown, self._timeout = Path(file.path).name, file.timeout
+        self._path, self._timeout = Path(file.path), file.timeout
         self._stopped = threading.Event()
         self._done: list[str] = []  # statements of the transaction
         self._timer: Insistent | None = None
@@ -260,7 +260,7 @@ class DuckDBSession(Session):
         return None
 
     def failure(self, error: Exception, *, committing: bool) -> TargetError:
-        file, words = self._shown, str(error)
+        file, words = self._path.name, str(error)
         if _is_held(error):
             pid = re.search(r"PID (\d+)", words)
             who = f"process {pid[1]}" if pid else "another run of this process"
@@ -274,7 +274,7 @@ class DuckDBSession(Session):
         if isinstance(error, duckdb.IOException | duckdb.SerializationException):
             damaged = "not a valid DuckDB" in words
             why = "is no DuckDB file, or it is damaged" if damaged else "cannot be opened or written"
-            return unopened(file, why)
+            return unopened(self._path, why)
         if committing:
             return Ambiguous("COMMIT_UNANSWERED", f"DuckDB does not say whether {file} was changed")
         return Systemic(type(error).__name__, f"DuckDB refuses to write to {file}", hint="run `retl check`")
@@ -310,15 +310,20 @@ class DuckDB(SqlTable[DuckDBOptions]):
 
     def _connect(self, *, write: bool, create: bool = False) -> DuckDBSession:
         if not create and not self._exists():  # DuckDB would make it
-            shown = Path(self.options.connection.path).name
+            path = Path(self.options.connection.path)
+            if not os.path.isdir(path.parent):
+                raise unopened(path, "cannot be opened")
             hint = "correct `path`, or `create: true`; its folder may be closed to this account"
-            raise Systemic("58030", f"there is no DuckDB file {shown}", hint=hint)
+            raise Systemic("58030", f"there is no DuckDB file {path.name}", hint=hint)
         return DuckDBSession(self.options.connection, write=write)
 
     def _may_write(self, session: Session, visit: Visit) -> None:
         path = Path(self.options.connection.path)
         if not (may_write(path) and may_write(path.parent)):
             raise read_only(path.name)
+
+    def _may_make(self) -> None:
+        may_make(Path(self.options.connection.path))
 
     def _load(self, session: Session, batch: Batch, *, staged: bool) -> None:
         """Through a file, which DuckDB reads faster than rows of Python. It has no name any more, and stays

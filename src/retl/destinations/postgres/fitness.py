@@ -158,8 +158,8 @@ def _unfit(column: Column, field: Field, key: bool, statements: Statements) -> F
     digits = ", max_digits: …, decimal_places: …" if other == "decimal" else ""
     contract = f"{{type: {other}{digits}}}"
     return words, (
-        f"cast {field.column} in the source's SQL, or set `{field.column}: {contract}` in the contract;"
-        f" if the table is yours: {alter}"
+        f"cast {field.column} in the source's SQL, and set `{field.column}: {contract}` in the contract, if"
+        f" there is one; if the table is yours: {alter}"
     )
 
 

@@ -95,6 +95,9 @@ class SqlTable(Destination[SQL], Generic[SQL]):
     def _may_write(self, session: Session, visit: Visit) -> None:
         """Systemic 42501 if this account cannot write."""
 
+    def _may_make(self) -> None:
+        """Systemic if this account cannot make the missing file of a database."""
+
     @classmethod
     @abstractmethod
     def _server(cls, options: SQL) -> str:
@@ -118,6 +121,7 @@ class SqlTable(Destination[SQL], Generic[SQL]):
 
     def check(self, visit: Visit) -> Trace | None:
         if self._creates and not self._exists():
+            self._may_make()
             return Trace()
         with self._session() as session:
             with session.transaction(write=False):

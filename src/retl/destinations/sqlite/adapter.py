@@ -39,7 +39,7 @@ from pydantic import field_validator
 
 from retl.destinations.batch import Batch, Bends, Cell, Field, Folds, Kind, RowResult, Visit
 from retl.destinations.sql.dialect import ROW, Column, Dialect, Relation, Row, Session, Table
-from retl.destinations.sql.file import DatabaseFile, ended, full, held, read_only, unopened
+from retl.destinations.sql.file import DatabaseFile, ended, full, held, may_make, read_only, unopened
 from retl.destinations.sql.table import SqlTable, may_write
 from retl.destinations.value import RAW
 from retl.errors import Ambiguous, Systemic, TargetError
@@ -179,7 +179,7 @@ class SQLiteSession(Session):
     errors = (sqlite3.Error, sqlite3.Warning, UnicodeError, OverflowError)
 
     def __init__(self, file: File, mode: Literal["rw", "rwc"]) -> None:
-        self._shown, self._lock_wait, self._timeout = Path(file.path).name, file.lock_wait, file.timeout
+        self._path, self._lock_wait, self._timeout = Path(file.path), file.lock_wait, file.timeout
         self._stopped = threading.Event()
         uri = f"file:{quote(file.path)}?mode={mode}"
         try:
@@ -302,7 +302,7 @@ class SQLiteSession(Session):
         return RowResult(Kind.REJECTED, code, f"{place}: {reason}" if place else reason)
 
     def failure(self, error: Exception, *, committing: bool) -> TargetError:
-        code, file = getattr(error, "sqlite_errorcode", 0) & 0xFF, self._shown
+        code, file = getattr(error, "sqlite_errorcode", 0) & 0xFF, self._path.name
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return held(f"another process is using {file}")
         if code == sqlite3.SQLITE_INTERRUPT:
@@ -316,7 +316,7 @@ class SQLiteSession(Session):
                 "58030", f"{file} is no SQLite file, or it is damaged", hint="restore it from a copy"
             )
         if code == sqlite3.SQLITE_CANTOPEN:
-            return unopened(file, "cannot be opened")
+            return unopened(self._path, "cannot be opened")
         if committing:
             return Ambiguous("COMMIT_UNANSWERED", f"SQLite does not say whether {file} was changed")
         words = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -353,6 +353,9 @@ class SQLite(SqlTable[SQLiteOptions]):
 
     def _exists(self) -> bool:
         return os.path.exists(self.options.connection.path)
+
+    def _may_make(self) -> None:
+        may_make(Path(self.options.connection.path))
 
     def _load(self, session: Session, batch: Batch, *, staged: bool) -> None:
         assert isinstance(session, SQLiteSession)
