@@ -73,6 +73,7 @@ def _unknown(
             if writeback.has_rows(workspace):
                 message += " any more, but it was sent before"
                 hint = f"`retl log {name} --key KEY` has what was sent"
+                break
     return DefinitionError("KEY_UNKNOWN", message, hint=hint)
 
 
