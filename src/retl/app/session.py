@@ -83,7 +83,6 @@ class Session:
         self._digest = Digest()
         self._paces: dict[str, Pace] = {}
         self._targets: dict[str, Resolved] = {}
-        self._claims: dict[str, str | None] | None = None
         self._references: dict[str, dict[str, str]] = {}
         self._followers: dict[str, list[Following]] = {}
 
@@ -326,12 +325,11 @@ class Session:
 
     def _neighbours(self, sync: Sync) -> dict[str, Neighbour]:
         """The other syncs of the object of a sync. Paused ones do not count."""
-        if self._claims is None:
-            enabled = [one for one in self.project.syncs.values() if one.enabled]
-            self._claims = {one.name: self.project.claim(one) for one in enabled} if len(enabled) > 1 else {}
-        claim = self._claims.get(sync.name)
-        alike = [name for name, other in self._claims.items() if claim is not None and other == claim]
-        return {name: Neighbour.of(self.project.syncs[name]) for name in alike if name != sync.name}
+        others = [one for one in self.project.syncs.values() if one.enabled and one.name != sync.name]
+        claim = self.project.claim(sync) if sync.enabled and others else None
+        if claim is None:
+            return {}
+        return {one.name: Neighbour.of(one) for one in others if self.project.claim(one) == claim}
 
     def _source(self, sync: Sync, variables: Mapping[str, Any], book: Ledger | None) -> Source[Any]:
         if folder := self.marts.get(sync.name):
