@@ -222,7 +222,7 @@ class Execution:
         if plan.field_map.shape.digests != "none":
             first = LATEST if plan.shards is not None else 0
             numbers = count(first), count(first + 1)
-            answers = Answers(self.workspace, self.run.run_id, plan.changes.table, ledger.put_file, *numbers)
+            answers = Answers(self.workspace, self.run.run_id, plan.changes.table, ledger, *numbers)
         every = prepared(plan.capabilities)
         self.delivery = self._delivery(plan.capabilities, every=every, lane=self._lane, answers=answers)
         with closing(self.delivery), ExitStack() as hold:

@@ -328,7 +328,7 @@ class Shard(Struct):
             answers = None
             if sending.shape.digests != "none":
                 numbers = count(first), count(first + 1)
-                answers = Answers(workspace, work.run.run_id, changes.table, ledger.put_file, *numbers)
+                answers = Answers(workspace, work.run.run_id, changes.table, ledger, *numbers)
             pace = Pace(**sending.pace, book=ledger)
             plan = Share(work.run, work.capabilities, sending.terms, changes)
             journal = Reporting(
