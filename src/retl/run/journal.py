@@ -15,7 +15,7 @@ from math import inf
 
 from msgspec import Struct, field
 
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.destinations.batch import UNKNOWN, Batch, Outcome
 from retl.destinations.window import Moment
 from retl.engine.answers import Answers

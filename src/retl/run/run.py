@@ -19,7 +19,8 @@ from typing import Any
 from msgspec.structs import asdict, replace
 
 from retl import __version__
-from retl.delivery.lanes import Answered, Delivery, prepared
+from retl.delivery.answered import Answered, rows_with
+from retl.delivery.lanes import Delivery, prepared
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
     MODES,
@@ -457,7 +458,7 @@ class Execution:
         """Why a run that reached its end is not a success."""
         if problem := self._in_doubt(numbers):
             return problem
-        if self.delivery is not None and (postponed := self.delivery.count(Kind.RETRY)):
+        if self.delivery is not None and (postponed := rows_with(self._answered, Kind.RETRY)):
             return Failure(
                 "TARGET_BUSY",
                 f"the target postponed {counted(postponed, 'row')} beyond the retry budget",
