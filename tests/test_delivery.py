@@ -786,6 +786,16 @@ def test_a_repetition_that_fails_leaves_the_first_answer_unless_it_is_not_known(
     assert ends(scene) == [(0, 2, "done", Outcome(WRITTEN, found), 1)]
 
 
+def test_a_repetition_that_is_held_off_for_long_ends_the_run_once_it_is_recorded(scene: Scene) -> None:
+    hour = Unavailable("429", "slow down", retry_after=3600)
+    scene.world.answers.extend([took(default=TWIN), took({1: BUSY}), fails(hour)])
+    delivery = scene.delivery()
+    delivery.drain(scene.batches(2, 2))
+    with pytest.raises(Later, match="slow down"):
+        delivery.repeat(repeated(scene, [0, 1]), [0, 1])
+    assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN, {1: BUSY}), 1)]
+
+
 def test_a_refused_row_of_a_batch_that_was_split_is_found(scene: Scene) -> None:
     scene.world.answers.extend([fails(Poisoned("BAD_ROW", "bad")), took({0: TWIN}), took(default=TWIN)])
     delivery = scene.delivery()
