@@ -178,8 +178,15 @@ class Job(Struct):
 
     @property
     def is_blind(self) -> bool:
-        """As the function of this name."""
-        return is_blind(self.sync, self.target.destination)
+        """Whether the target keeps no marks: it cannot tell a ledger that is older than what it was sent."""
+        return not self.target.destination.keeps_marks
+
+    @property
+    def waits(self) -> bool:
+        """Whether the sync is blind and sends much to a target that may have it: what it sends stays twice,
+        or the ledger knows nothing of it yet."""
+        first = self.ledger.checkpoint(self.sync.name, self.object) is None
+        return self.is_blind and (repeats(self.sync) or first)
 
     @property
     def object(self) -> str:
@@ -187,10 +194,9 @@ class Job(Struct):
         return self.target.destination.place(self.target.options, self.sync.write)
 
 
-def is_blind(sync: Sync, kind: type[Destination[Any]]) -> bool:
-    """Whether rows sent twice stay twice, and the target keeps no marks: it cannot tell a ledger that is
-    older than what it was sent."""
-    return sync.first_run is not None and not kind.keeps_marks
+def repeats(sync: Sync) -> bool:
+    """Whether rows that are sent twice stay twice at the target."""
+    return sync.first_run is not None
 
 
 class Clock(Struct):
