@@ -238,6 +238,8 @@ def test_a_look_is_a_run_that_changes_nothing_that_is_sent(workshop: Workshop, p
     reconciled(workshop)
     shown = workshop.json("show")
     assert (shown["purpose"], shown["status"], shown["reconcile"]["edited"]) == ("reconcile", "SUCCESS", 1)
+    assert shown["drifted"] is True
+    assert "SUCCESS, and exit code 1, because the target drifted" in workshop.retl("show").out
     (after,) = workshop.json("status")["syncs"]
     assert (after["last_success"], after["drift"]) == (before["last_success"], 1)
     assert "retl reconcile users" in after["next"]
@@ -432,3 +434,17 @@ def test_a_sync_that_asks_for_it_is_compared_after_a_good_run(workshop: Workshop
     assert "drifted" not in str(run(workshop).get("notes"))
     (line,) = workshop.json("status")["syncs"]
     assert (line["drift"], "`retl reconcile users`" in line["next"]) == (1, True)
+
+
+@pytest.mark.parametrize("strategy", ["target_wins", "manual"])
+def test_edits_that_a_strategy_keeps_ask_for_nothing(
+    workshop: Workshop, postgres: Database, strategy: str
+) -> None:
+    workshop.sync("users", **MIRROR, conflicts=strategy, reconcile="{every: 1s}")
+    run(workshop)
+    execute(postgres, "UPDATE crm.users SET email = 'theirs' WHERE user_id = 3")
+    time.sleep(1.1)
+    notes = str(run(workshop)["notes"])
+    assert ("drifted" in notes, "(1 edited), and `conflicts` keeps that" in notes) == (False, True)
+    (line,) = workshop.json("status")["syncs"]
+    assert (line["drift"], line["next"]) == (1, "")

@@ -292,17 +292,22 @@ def _reconciled(invocation: Invocation, run: RunRow) -> dict[str, Any]:
     from retl.cli.reconciling import reconciled
 
     found = run.counts.get("reconcile")
-    return {"reconcile": reconciled(invocation, run.sync, found)} if found else {}
+    if not found:
+        return {}
+    drifted = run.status.startswith("SUCCESS") and run.drift > 0
+    return {"reconcile": reconciled(invocation, run.sync, found), "drifted": drifted}
 
 
+_ENDED = "and exit code 1, because the target drifted"  # a run that only looked did what it was to do
 _MARKS = {"through": "", "less": "- ", "of which": "  "}
 
 
 def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     from retl.app.report.funnel import funnel
 
+    facts = {**run, "status": f"{run['status']}, {_ENDED}"} if run.get("drifted") else run
     pieces: list[Piece] = [
-        Table(("run", run["run_id"]), [(n.replace("_", " "), output.cell(run[n])) for n in FACTS if run[n]])
+        Table(("run", run["run_id"]), [(n.replace("_", " "), output.cell(facts[n])) for n in FACTS if run[n]])
     ]
     if run["counts"]:
         steps = [(f"{_MARKS[o.kind]}{o.name}", o.rows, f"{o.share:.1%}") for o in funnel(run["counts"])]
