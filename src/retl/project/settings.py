@@ -14,6 +14,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from copy import copy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -160,10 +161,13 @@ def _config(folder: Path, name: str | None) -> dict[str, str]:
     except FileNotFoundError:
         if name is None:
             return {}
+        there = [one.name.removeprefix("config.").removesuffix(".env") for one in folder.glob("config.*.env")]
+        near = get_close_matches(name, there, n=1)
+        create = "create it; it may be empty if the process's environment has all variables"
         raise DefinitionError(
             "ENVIRONMENT_UNKNOWN",
             f"--env {name} needs the file {file} in the project",
-            hint="create it; it may be empty if the process's environment has all variables",
+            hint=f"did you mean {near[0]!r}?" if near else create,
         ) from None
     except (OSError, UnicodeDecodeError):
         raise DefinitionError("FILE_UNREADABLE", "cannot be read as UTF-8 text", where=Place(file)) from None
