@@ -266,6 +266,8 @@ def test_a_sample_compares_so_many_rows_and_looks_for_no_other_key(
     execute(postgres, "UPDATE crm.users SET spend = -1; INSERT INTO crm.users VALUES (900, 'theirs', 1)")
     found = reconciled(workshop, "--sample", "7")
     assert (found["edited"], found["sampled"], found["extra"], found["same"]) == (7, 7, None, 0)
+    assert "of 7 rows drawn at random:" in workshop.retl("show").out
+    assert "each row of the mart, one by one:" in workshop.retl("reconcile", "users", "--sample", "999").out
     workshop.retl("reconcile", "users", "--sample", "7", "--repair")
     assert column(postgres, "SELECT count(*) FROM crm.users WHERE spend = -1") == [ROWS - 7]
 

@@ -337,7 +337,7 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     if "reconcile" in run:
         from retl.cli.reconciling import found_pieces
 
-        pieces += found_pieces(run["reconcile"])
+        pieces += found_pieces(run["reconcile"], run["counts"].get("read", 0))
     if run["phases"]:
         total = sum(run["phases"].values()) or 1.0
         rows = [(name, f"{s:.3f}", f"{s / total:.0%}") for name, s in run["phases"].items()]
