@@ -307,6 +307,9 @@ class Session:
             stop=self.stop,
             pace=self._pace(found.name, found.limits, book, found.hours),
             siblings=frozenset(project.syncs),
+            akin=frozenset(
+                name for name, one in project.syncs.items() if one.key == sync.key and name != sync.name
+            ),
             neighbours=self._neighbours(sync),
             references=self._references[sync.name],
             referred={

@@ -152,6 +152,7 @@ class Job(Struct):
     stop: Stop
     pace: Pace = field(default_factory=lambda: Pace(Limits()))
     siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
+    akin: frozenset[str] = frozenset()  # those other ones whose key has the same columns
     neighbours: Mapping[str, Neighbour] = field(default_factory=dict)  # other syncs of the object, by name
     references: Mapping[str, str] = field(default_factory=dict)  # syncs of its `ref` fields → their objects
     referred: Mapping[str, Sequence[FieldSource]] = field(default_factory=dict)  # … → their key fields
