@@ -18,6 +18,7 @@ _SHARED = {
     "dbt_model",
     "dbt_results",
     "inputs",
+    "personal",
     "relations",
     "sql",
     "streams",
