@@ -50,3 +50,22 @@ def test_a_type_in_the_place_of_a_column_is_shown_in_its_form(shop: Workshop) ->
 def test_a_mapping_in_the_place_of_a_list_is_told_how_a_list_begins(shop: Workshop) -> None:
     shop.write("retl.yml", "alerts:\n  team: {to: x}\n")
     assert "write a list: `- ` before each entry" in shop.retl("validate").err
+
+
+@pytest.mark.parametrize(
+    ("contract", "whose"),
+    [
+        ('{user_id: {type: integer}, "*": "*"}', "mart"),
+        ("{user_id: {type: integer}, email: {type: string}}", "contract"),
+        (None, "mart"),
+    ],
+)
+def test_a_column_that_is_nowhere_is_answered_with_those_that_are(
+    shop: Workshop, contract: str | None, whose: str
+) -> None:
+    more = {"contract": contract} if contract else {}
+    shop.sync("users", destination="{connection: out, table: users}", fields="{name: zzz}", **more)
+    said = shop.retl("validate").err
+    assert f"the {whose} has no column 'zzz'" in said
+    assert f"the {whose} has: user_id, email" in said
+    assert ("take all with" in said) == (whose == "contract")

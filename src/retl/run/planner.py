@@ -384,7 +384,7 @@ def _doubted(job: Job, made: Made) -> Iterator[Refusal]:
     if not (behind or repeats(job.sync) or made.known.basis.is_first):
         return
     state = "is older than what it sent" if behind else "is not the one that sent"
-    may = "may have been sent before, and would arrive twice"
+    may, which = "may have been sent before, and would arrive twice", "newer" if behind else "former"
     ways = f"`retl state adopt {job.sync.name}` takes today's rows as sent; or "
     if not repeats(job.sync):
         may, ways = "may be of people who were erased, which such a ledger does not know", ""
@@ -392,7 +392,7 @@ def _doubted(job: Job, made: Made) -> Iterator[Refusal]:
         doubted.code,
         f"the ledger {state}, as {doubted.sync} found, and this target keeps no marks: some of these"
         f" {counted(rows, 'row')} {may}",
-        f"bring the newer ledger back; or {ways}--accept {doubted.code} sends them"
+        f"bring the {which} ledger back; or {ways}--accept {doubted.code} sends them"
         + ("" if repeats(job.sync) else f"; {trace.FORGOTTEN}"),
     )
 
