@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,7 @@ SPARED = (  # in this order, on a narrow terminal; an id stays with its end, a s
 USUAL = {"purpose": "sync"}
 STATUS_SPARED = ("last success", "behind", "open rejects")
 FOLDED = ("sync",)  # runs: broken where even that is too wide
+REJECTS_SHOWN = 20
 FACTS = (
     "sync",
     "purpose",
@@ -343,10 +345,22 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
         rows = [(name, f"{s:.3f}", f"{s / total:.0%}") for name, s in run["phases"].items()]
         pieces.append(Table(("phase", "seconds", "share"), rows))
     if run["rejects"]:
-        parts = ("key", "stage", "code", "reason")
-        pieces.append(Table(parts, [tuple(one[p] for p in parts) for one in run["rejects"]], "rejects:"))
+        pieces += _reject_pieces(run["rejects"])
     errors: Sequence[Mapping[str, Any]] = (*run["guards"], *([run["error"]] if run["error"] else []))
     return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in errors)]
+
+
+def _reject_pieces(rejects: Sequence[Mapping[str, Any]]) -> list[Piece]:
+    """The examples of rejects that a run kept; of many the first, after the number of each reason."""
+    parts = ("key", "stage", "code", "reason")
+    rows = [tuple(one[part] for part in parts) for one in rejects]
+    if len(rows) <= REJECTS_SHOWN:
+        return [Table(parts, rows, "rejects:")]
+    alike = [(*why, number) for why, number in Counter(row[1:] for row in rows).most_common()]
+    return [
+        Table((*parts[1:], "rows"), alike, "rejects by reason:"),
+        Table(parts, rows[:REJECTS_SHOWN], f"the first {REJECTS_SHOWN} of {len(rows)} (all: --output json):"),
+    ]
 
 
 def _age(seconds: float | None, unknown: str) -> str:

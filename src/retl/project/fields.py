@@ -83,7 +83,7 @@ def expand_fields(sync: Sync, contract_columns: Sequence[str]) -> dict[str, Fiel
 
 
 def lacking(sync: Sync, column: str, known: Sequence[str]) -> tuple[str, str]:
-    """That there is no such column, and a hint. A contract that takes all columns lacks what the mart does."""
+    """That there is no such column, and a hint. A contract of all columns lacks what the mart lacks."""
     takes_all = sync.contract is None or STAR in (sync.contract.columns or {})
     whose = "mart" if takes_all else "contract"
     more = "" if takes_all else '; a column of the mart must be in it, or take all with `"*": "*"`'
