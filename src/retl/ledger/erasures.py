@@ -71,6 +71,12 @@ class Erasures(State):
         mine = frozenset(digest for digest, owner in found if owner == sync or owner not in syncs)
         return Suppressed(self._secret() if mine else "", mine)
 
+    def suppressed_in(self, syncs: Collection[str]) -> Suppressed:
+        """The keys that are suppressed in any of these syncs."""
+        every = self._database.query("SELECT digest, sync FROM retl_suppressed")
+        found = frozenset(digest for digest, owner in every if owner in syncs)
+        return Suppressed(self._secret() if found else "", found)
+
     def suppression_secret(self) -> str:
         """The secret of the digests; it is made when it is first needed."""
         with self._database.transaction():

@@ -29,7 +29,7 @@ TAKEN = (
     "another ledger has delivered here since this one last did: another project writes here, or this state is"
     " a former one"
 )
-_FORGOTTEN = "people that this ledger does not know to be erased must be erased again first, or they are sent"
+FORGOTTEN = "people that this ledger does not know to be erased must be erased again first, or they are sent"
 
 
 class Compared(Struct, frozen=True):
@@ -185,7 +185,7 @@ def strangers(place: str, sync: Sync, last: datetime | None) -> Refusal:
         " container or CI job has none: keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST`"
         " continues with this ledger"
         + again * (sync.write == "append" and sync.first_run == "send")
-        + f"; {_FORGOTTEN}",
+        + f"; {FORGOTTEN}",
     )
 
 
@@ -226,7 +226,7 @@ def _behind(sync: str, runs: int, *, append: bool, comparable: bool, whole: bool
         "STATE_BEHIND",
         f"the target has marks of {counted(runs, 'run')} of this sync that the ledger does not know:"
         " the ledger was restored from a backup, or another copy of it is in use",
-        ", or ".join(ways) + ("" if append else accept) + f"; {_FORGOTTEN}",
+        ", or ".join(ways) + ("" if append else accept) + f"; {FORGOTTEN}",
     )
 
 
