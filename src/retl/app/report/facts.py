@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from retl.app.masking import MASK
 from retl.ledger import BatchRow, Ledger, RunRow
+from retl.observe.mask import MASK
 
 RUNS_SHOWN = 30
 REASONS_SHOWN = 10
