@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from retl.app.loaded import LoadedProject
     from retl.project.definitions import Sync
 
-MASK = "***"
-
 
 def hides_key(project: LoadedProject, sync: str) -> bool:
     """Whether to mask this sync's keys. Also if it is unknown: the sync is no longer defined, or only its own

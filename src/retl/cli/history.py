@@ -16,6 +16,7 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.naming import WORDS, named_run, short_ids
 from retl.cli.output import Piece, Table
+from retl.observe.mask import MASK
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RunRow
@@ -255,7 +256,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         return found
     rejects = run.counts.get("rejects", ())
     if rejects and invocation.hides_key(run.sync):
-        rejects = [{**one, "key": output.MASK} for one in rejects]
+        rejects = [{**one, "key": MASK} for one in rejects]
     return found | {
         "so_far": so_far(invocation.session.ledger(), run),
         **{name: run.counts.get(name, {}) for name in ("deletes", "conflicts", "settled")},

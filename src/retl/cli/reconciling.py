@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from msgspec.structs import asdict, replace
 
-from retl.cli import output
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.cli.running import Accepted, Variables, masked, summary_pieces, tell_errors
 from retl.cli.state import SyncName
 from retl.errors import DefinitionError
+from retl.observe.mask import MASK
 
 if TYPE_CHECKING:
     from retl.observe.summary import Summary
@@ -74,7 +74,7 @@ def reconciled(invocation: Invocation, sync: str, found: Mapping[str, Any]) -> d
     """What a reconcile found; keys are masked if the sync's key is sensitive."""
     examples = found["examples"]
     if invocation.hides_key(sync):
-        examples = [{**one, "key": output.MASK} for one in examples]
+        examples = [{**one, "key": MASK} for one in examples]
     return {**found, "examples": examples}
 
 

@@ -17,6 +17,7 @@ from retl.cli.app import DETAILED, app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, Place
+from retl.observe.mask import MASK
 
 if TYPE_CHECKING:
     from retl.app.session import Session
@@ -300,7 +301,7 @@ def tell_errors(documents: Sequence[Mapping[str, Any]]) -> None:
 def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
     """The document, with keys masked if the sync's key is sensitive."""
     if document["rejects"] and invocation.hides_key(document["sync"]):
-        document["rejects"] = [{**one, "key": output.MASK} for one in document["rejects"]]
+        document["rejects"] = [{**one, "key": MASK} for one in document["rejects"]]
     return document
 
 

@@ -20,10 +20,10 @@ from retl.ledger import chain
 from retl.ledger.files import chunks_of, request_of, returned_of
 from retl.ledger.rows import ErasureRow, cell, columns, outcome, packed
 from retl.ledger.state import State
+from retl.observe.mask import MASK
 from retl.values.keys import spellings
 from retl.values.suppressed import Suppressed
 
-MASK = "***"
 _SECRET = "suppression_secret"  # noqa: S105 - its name in retl_meta
 _SUPPRESS = """
 INSERT INTO retl_suppressed (sync, digest, since, erasure_id) VALUES (?, ?, ?, ?)

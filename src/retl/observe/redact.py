@@ -15,7 +15,8 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-MASK = "***"
+from retl.observe.mask import MASK
+
 BRIEF = 256
 SHORTEST = 4  # shorter secrets occur inside ordinary words, so removing them would reveal them
 

@@ -15,10 +15,9 @@ from retl import __version__
 from retl.destinations.batch import Decision, Shape, SoftDelete
 from retl.engine.mapping import Run
 from retl.ledger import RunStart
+from retl.observe.mask import MASK
 from retl.run.job import Job
 from retl.values.keys import key_texts
-
-MASK = "***"
 
 
 def start(job: Job, run: Run, epoch: int) -> RunStart:

@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from retl.app.masking import MASK
 from retl.ledger import BatchRow, Ledger, RunRow
+from retl.observe.mask import MASK
 from retl.run.unended import so_far
 
 RUNS_SHOWN = 30
