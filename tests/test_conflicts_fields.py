@@ -169,6 +169,26 @@ def test_a_field_that_changes_its_place_and_a_column_that_is_dropped_are_no_edit
 
 
 @pytest.mark.parametrize("conflicts", KEEPING)
+@pytest.mark.parametrize("runs", [0, 1, 20])
+def test_a_field_that_comes_back_is_ours_where_nobody_edited_it(
+    shop: Workshop, postgres: Database, conflicts: str, runs: int
+) -> None:
+    sync(shop, BOTH, conflicts)
+    for number in range(runs):
+        shop.warehouse(f"UPDATE users SET email = 'run {number}' WHERE user_id = 5")
+        sync(shop, EMAIL, conflicts)
+    change(postgres, "UPDATE users SET spend = -1 WHERE user_id IN (7, 8)")
+    shop.warehouse("UPDATE users SET spend = spend + 1000 WHERE user_id <> 8")
+    done = sync(shop, BOTH, conflicts)
+    assert sum(done["conflicts"].values()) == (2 if runs else 1), done
+    found = rows(postgres, "spend")
+    assert {one for one, (spend,) in found.items() if spend < 1000} == {7, 8}
+    assert {found[7], found[8]} == {(-1,)}
+    shop.warehouse("UPDATE users SET spend = spend + 1000 WHERE user_id NOT IN (7, 8)")
+    assert sync(shop, BOTH, conflicts)["updated"] == ROWS - 2
+
+
+@pytest.mark.parametrize("conflicts", KEEPING)
 def test_a_row_that_somebody_removed_from_a_small_table_makes_no_lost_target(
     shop: Workshop, postgres: Database, conflicts: str
 ) -> None:

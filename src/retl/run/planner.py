@@ -422,7 +422,7 @@ def aside(
     """A plan beside the syncs: it takes no row from them, so mark, fingerprints and the version of the source
     stay. A target and a ledger that do not agree refuse it, and so do the guards of the facts."""
     former, place, seen = known.basis.checkpoint, mapped.capabilities.object, visited.trace
-    refusals, doubt = target.disagreement(job, run, mapped, visited, changes.workspace)
+    refusals, doubt = target.disagreement(job, run, mapped, known, visited, changes.workspace)
     unknown = trace.unknown(seen, visited.expected) if seen is not None else frozenset()
     return Plan(
         purpose=job.options.purpose,
