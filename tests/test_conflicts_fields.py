@@ -188,6 +188,61 @@ def test_a_field_that_comes_back_is_ours_where_nobody_edited_it(
     assert sync(shop, BOTH, conflicts)["updated"] == ROWS - 2
 
 
+@pytest.mark.parametrize("after", ["as before", "with one more", "without it"])
+def test_a_column_that_is_made_again_by_a_killed_run_is_filled_whatever_fields_come_next(
+    shop: Workshop, postgres: Database, after: str
+) -> None:
+    sync(shop, BOTH, "target_wins")
+    change(postgres, "ALTER TABLE users DROP spend", "UPDATE users SET email = 'edited' WHERE user_id = 7")
+    more = "{also: email, email: email, spend: spend}"
+    to = "{type: postgres, table: users, create: true}"
+    shop.sync("users", fields=more, destination=to, deletes="delete", conflicts="target_wins")
+    assert shop.process("sync", "users", RETL_CRASH_AT="target_prepared").code == -9
+    if after == "without it":
+        sync(shop, EMAIL, "target_wins")
+    shop.warehouse("UPDATE users SET email = email || '.test' WHERE user_id <> 7")
+    done = sync(shop, more if after == "with one more" else BOTH, "target_wins")
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS, 0), done
+    found = rows(postgres, "email, spend")
+    assert found.pop(7) == ("edited", 7)
+    assert all(row == (f"u{one}@example.com.test", one) for one, row in found.items())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_dropped_column_changes_nothing_of_rows_that_have_other_fields(
+    shop: Workshop, postgres: Database, kept: bool
+) -> None:
+    sync(shop, BOTH, "target_wins")
+    change(postgres, "ALTER TABLE users ADD CHECK (email <> 'bad')")
+    shop.warehouse("UPDATE users SET email = 'bad' WHERE user_id = 3")
+    more = "{also: email, email: email, spend: spend}"
+    assert sync(shop, more, "target_wins")["rejected"] == 1
+    if kept:
+        change(postgres, "UPDATE users SET email = 'edited' WHERE user_id = 3")
+    change(postgres, "ALTER TABLE users DROP spend")
+    assert sync(shop, more, "target_wins")["rejected"] == (0 if kept else 1)
+    shop.warehouse("UPDATE users SET email = 'good' WHERE user_id = 3")
+    done = sync(shop, more, "target_wins")
+    assert done["conflicts"]["merged"] == kept, done  # `also` is written
+    assert rows(postgres, "email, spend")[3] == ("edited" if kept else "good", 3)
+
+
+def test_what_a_repair_made_is_known_after_the_fields_changed_again(shop: Workshop, postgres: Database) -> None:
+    sync(shop, BOTH, "warehouse_wins", rollback="{keep: 30d}")
+    change(postgres, "DELETE FROM users WHERE user_id = 3")
+    more = "{email: email, spend: spend, more: email}"
+    to = "{type: postgres, table: users, create: true}"
+    shop.sync("users", fields=more, destination=to, deletes="delete", rollback="{keep: 30d}")
+    assert shop.json("reconcile", "users", "--repair")["sync"]["inserted"] == 1
+    change(postgres, "UPDATE users SET email = 'edited' WHERE user_id = 7")
+    shop.warehouse("UPDATE users SET email = email || '.test' WHERE user_id IN (3, 7)")
+    done = sync(shop, "{email: email, more: email}", "target_wins")
+    assert (done["updated"], done["conflicts"]["merged"]) == (ROWS, 1), done
+    found = rows(postgres, "email, more")
+    assert (found[3], found[7]) == (("u3@example.com.test",) * 2, ("edited", "u7@example.com.test"))
+    assert sync(shop, "{email: email, more: email}", "target_wins")["unchanged"] == ROWS
+
+
 @pytest.mark.parametrize("conflicts", KEEPING)
 def test_a_row_that_somebody_removed_from_a_small_table_makes_no_lost_target(
     shop: Workshop, postgres: Database, conflicts: str
