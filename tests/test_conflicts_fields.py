@@ -122,6 +122,33 @@ def test_rows_of_a_run_that_was_killed_are_read_right_after_the_fields_changed_a
     assert all(email == more for email, more in found.values())
 
 
+@pytest.mark.parametrize("why", ["new", "dropped", "back"])
+def test_a_dry_run_says_what_becomes_of_rows_whose_column_is_not_there_yet(
+    shop: Workshop, postgres: Database, why: str
+) -> None:
+    sync(shop, EMAIL if why == "new" else BOTH, "target_wins")
+    if why == "back":
+        sync(shop, EMAIL, "target_wins")
+    if why != "new":
+        change(postgres, "ALTER TABLE users DROP spend")
+    change(
+        postgres,
+        "UPDATE users SET email = 'edited' WHERE user_id IN (7, 8)",
+        "DELETE FROM users WHERE user_id = 9",
+    )
+    shop.warehouse("UPDATE users SET email = 'mart' WHERE user_id < 8; UPDATE users SET spend = NULL WHERE user_id = 8")
+    to = "{type: postgres, table: users, create: true}"
+    shop.sync("users", fields=BOTH, destination=to, deletes="delete", conflicts="target_wins")
+    dry = shop.json("sync", "users", "--dry-run")["syncs"][0]
+    (explained,) = shop.json("explain", "users", "--key", "7", "--read")["rows"]
+    told = {name: one["verdict"] for name, one in explained["sides"]["fields"].items()}
+    done = shop.json("sync", "users")["syncs"][0]
+    assert done["conflicts"] == {"merged": 1, "kept": 2, "queued": 0}, done
+    assert dry["conflicts"] == done["conflicts"], dry
+    assert (dry["updated"], dry["skipped"]) == (done["updated"], done["skipped"])
+    assert told == {"email": "keep", "spend": "write"}
+
+
 @pytest.mark.parametrize("fields", [(BOTH, SPEND), (SPEND, BOTH)])
 @pytest.mark.parametrize("rollback", [False, True])
 def test_a_row_that_left_the_mart_as_the_fields_changed_follows_it_again_once_it_is_back(
