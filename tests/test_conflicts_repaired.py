@@ -84,7 +84,27 @@ def test_a_repair_writes_over_an_edit_only_where_the_sync_says_so(
     assert people.held()["c"] == ("p", 1, "n")
 
 
-@pytest.mark.parametrize("words", [["reconcile", "users", "--repair"], ["state", "rebuild", "users", "--yes"]])
+@pytest.mark.parametrize("people", ["postgres", "redis"], indirect=True)
+def test_an_edit_that_a_run_left_alone_is_still_theirs_after_the_run_is_taken_back(
+    tmp_path: Path, people: People
+) -> None:
+    workshop = people.project(tmp_path / "project", "target_wins", rollback="{keep: 30d}")
+    workshop.warehouse(rows(a=("p", 1)))
+    run(workshop)
+    people.edit("a", "SET phone = 'h'")
+    workshop.warehouse(rows(a=("q", 2)))
+    merged = run(workshop)
+    assert (merged["conflicts"]["merged"], people.held()["a"]) == (1, ("h", 2, None))
+    workshop.json("rollback", merged["run_id"], "--no-pause")
+    assert people.held()["a"] == ("h", 1, None)
+    workshop.warehouse(rows(a=("r", 3)))
+    assert run(workshop)["conflicts"]["merged"] == 1
+    assert people.held()["a"] == ("h", 3, None)
+
+
+@pytest.mark.parametrize(
+    "words", [["reconcile", "users", "--repair"], ["state", "rebuild", "users", "--yes"]]
+)
 def test_a_ledger_that_is_too_old_settles_no_batch_for_a_comparison(
     tmp_path: Path, postgres: Database, words: list[str]
 ) -> None:
