@@ -136,7 +136,9 @@ def test_a_dry_run_says_what_becomes_of_rows_whose_column_is_not_there_yet(
         "UPDATE users SET email = 'edited' WHERE user_id IN (7, 8)",
         "DELETE FROM users WHERE user_id = 9",
     )
-    shop.warehouse("UPDATE users SET email = 'mart' WHERE user_id < 8; UPDATE users SET spend = NULL WHERE user_id = 8")
+    shop.warehouse(
+        "UPDATE users SET email = 'mart' WHERE user_id < 8; UPDATE users SET spend = NULL WHERE user_id = 8"
+    )
     to = "{type: postgres, table: users, create: true}"
     shop.sync("users", fields=BOTH, destination=to, deletes="delete", conflicts="target_wins")
     dry = shop.json("sync", "users", "--dry-run")["syncs"][0]
@@ -254,7 +256,9 @@ def test_a_dropped_column_changes_nothing_of_rows_that_have_other_fields(
     assert rows(postgres, "email, spend")[3] == ("edited" if kept else "good", 3)
 
 
-def test_what_a_repair_made_is_known_after_the_fields_changed_again(shop: Workshop, postgres: Database) -> None:
+def test_what_a_repair_made_is_known_after_the_fields_changed_again(
+    shop: Workshop, postgres: Database
+) -> None:
     sync(shop, BOTH, "warehouse_wins", rollback="{keep: 30d}")
     change(postgres, "DELETE FROM users WHERE user_id = 3")
     more = "{email: email, spend: spend, more: email}"
@@ -318,6 +322,22 @@ def test_redis_fills_new_fields_too(tmp_path: Path, redis_server: RedisServer, v
     assert _text(next(v for k, v in held(8).items() if _text(k) == "spend")) == "-1"
     shop.warehouse("UPDATE users SET spend = spend + 1000")
     assert sync(shop, SPEND, "target_wins", **to)["updated"] == ROWS - 1
+
+
+def test_rows_of_redis_whose_fields_all_have_other_names_are_not_lost(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.use(redis=redis_server)
+    to = {"destination": "{type: redis, key: 'u:{user_id}', value: hash, ttl: none}"}
+    sync(shop, EMAIL, "target_wins", **to)
+    redis_server.client().hset("u:8", "mail", "theirs")
+    given = to | {"fields": "{mail: email}", "conflicts": "target_wins", "deletes": "delete"}
+    shop.sync("users", **given)
+    shop.json("reconcile", "users", "--repair")
+    done = sync(shop, "{mail: email}", "target_wins", **to)
+    assert (done["updated"], done["conflicts"]["kept"]) == (ROWS - 1, 1), done
+    assert sync(shop, "{mail: email}", "target_wins", **to)["unchanged"] == ROWS
 
 
 @pytest.mark.parametrize("former", ["{field: email}", "json"])

@@ -119,7 +119,7 @@ def ask(
             found = replace(found, emptied_fields=found.distrust.emptied if found.distrust else ())
     if found.distrust is not None and not chosen.full:
         known = replace(known, baseline_rows=baseline.distrust(workspace, found.distrust))
-    believes = known.baseline_rows and not (found.emptied or found.refusals)
+    believes = known.baseline_rows and not (found.emptied or found.refusals or known.misses(mapped))
     if believes and mapped.capabilities.readable and (found.replaced or not (append or chosen.full)):
         assert visited.destination is not None
         sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
@@ -156,9 +156,7 @@ def can_tell(job: Job, mapped: Mapped, visited: Visited) -> bool:
     return not found.refusals
 
 
-def _refilled(
-    doubt: Distrust | None, mapped: Mapped, known: Known, trace: Trace
-) -> Distrust | None:
+def _refilled(doubt: Distrust | None, mapped: Mapped, known: Known, trace: Trace) -> Distrust | None:
     """The columns that somebody dropped are empty in all rows when they are made again, so all are due. Not
     meant is a field that was never sent: then the hash of each row is another one."""
     shapes = json.loads(known.former.get("digests", "{}"))
