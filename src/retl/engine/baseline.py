@@ -79,8 +79,8 @@ class Distrust(Struct, frozen=True):
     those after `forgotten` are not in the baseline; the deleted keys in `back` are at the target again,
     unknown and ours. `disown`: no row that the target has now is ours to delete. `own`: the rows of the run
     that found it are meant too. `emptied`: fields that the target no longer holds in any row: every row is
-    due, and the digests of these fields are those of nothing. `shapes`: what the digests of an entry are of, by
-    the end of its hash.
+    due, and the digests of these fields are those of nothing. `shapes`: what the digests of an entry are of,
+    by the end of its hash.
 
     It is durable before the run that found it writes anything. So rows that this run does not send are sent
     by a later one.
@@ -283,12 +283,14 @@ def _distrusted(entries: str, found: Distrust) -> str:
     if found.emptied:
         names = ", ".join(map(literal, found.emptied))
         hash, seen = _due("hash"), _emptied(found)
-        dropped = f"map_from_entries(list_filter(map_entries(dropped), lambda one: one.key NOT IN ({names})))"
+        stay = f"list_filter(map_entries(dropped), lambda one: one.key NOT IN ({names}))"
+        dropped = f"map_from_entries({stay})"
     owned = f"CASE WHEN {back} THEN TRUE WHEN {found.disown} THEN FALSE ELSE owned END"
+    rest = f"CASE WHEN {unknown} THEN NULL ELSE {dropped} END AS dropped, epoch, born"
     return (
         f"SELECT key, (gone AND NOT ({back})) AS gone, CASE WHEN {unknown} THEN NULL ELSE {hash} END AS hash,"
         f" {owned} AS owned, ref, confirmed_at, CASE WHEN {unknown} THEN NULL ELSE {seen} END AS seen,"
-        f" CASE WHEN {unknown} THEN NULL ELSE {dropped} END AS dropped, epoch, born FROM {entries} WHERE NOT ({forgotten})"
+        f" {rest} FROM {entries} WHERE NOT ({forgotten})"
     )
 
 

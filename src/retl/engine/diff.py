@@ -19,9 +19,9 @@ from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values.sql import literal
 
-# row (NULL if the key left the mart), key, op, ending, cleared, owned, ref, seen, former (hash), dropped. `op`
-# is insert, update, refresh, delete, or none where the row has no usable key. `ending` is NULL while the row
-# is due.
+# row (NULL if the key left the mart), key, op, ending, cleared, owned, ref, seen, former (hash), dropped.
+# `op` is insert, update, refresh, delete, or none where the row has no usable key. `ending` is NULL while
+# the row is due.
 CANDIDATES = "candidates"
 _FORMERS = 16  # shapes of a sync whose digests are still read
 UNLIKE = "0000000000000000"  # in hexadecimal a digest that no value has
@@ -212,14 +212,15 @@ def _dropped_sql(compares: Compares | None) -> str:
     mine = ", ".join(map(literal, compares.names))
     stay = f"list_filter(map_entries(b.dropped), lambda one: one.key NOT IN ({mine}))"
     for former in compares.formers:
-        kept = f"coalesce(map_from_entries({stay}), MAP {{}})"
+        kept = f"map_from_entries({stay})"
         left = [
             f"{literal(name)}: {_part(at)}"
             for at, name in enumerate(former.names)
             if name not in compares.names
         ]
         if left:
-            kept = f"CASE WHEN {_known(former)} THEN map_concat({kept}, MAP {{{', '.join(left)}}}) ELSE {kept} END"
+            more = f"map_concat(coalesce({kept}, MAP {{}}), MAP {{{', '.join(left)}}})"
+            kept = f"CASE WHEN {_known(former)} THEN {more} ELSE {kept} END"
         cases.append(f"WHEN right(hex(b.hash), 8) = {literal(former.salt)} THEN {kept}")
     return f"CAST(CASE {' '.join(cases)} END AS {DROPPED})"
 
@@ -233,10 +234,10 @@ def _part(at: int) -> str:
 
 
 def _moved(compares: Compares, former: Former) -> str:
-    """SQL of the digests of former fields as those of today's, also where those are not known. In a field that
-    was not sent we left what we did when it was last sent, else nothing: it is filled where it is empty, and
-    a value in it is somebody else's. What is behind the digests of fields goes, because it is of other columns
-    now; but not the byte of a respected removal."""
+    """SQL of the digests of former fields as those of today's, also where those are not known. In a field
+    that was not sent we left what we did when it was last sent, else nothing: it is filled where it is empty,
+    and a value in it is somebody else's. What is behind the digests of fields goes, because it is of other
+    columns now; but not the byte of a respected removal."""
     places = {name: at for at, name in enumerate(former.names)}
     digits = [
         literal(NOTHING)

@@ -22,7 +22,8 @@ from retl.engine.workspace import Workspace
 from retl.values import csv_text
 from retl.values.keys import key_value_sql
 
-WROTE = "wrote"  # key, undo, before, state (undo, already, since), hash, owned, ref, seen, dropped: rows the run wrote
+# key, undo, before, state (undo, already, since), hash, owned, ref, seen, dropped: rows the run wrote
+WROTE = "wrote"
 _COUNTED = {"restore": "update", "flag": "update", "remake": "insert", "remove": "delete"}
 _BLANK = "unhex('00000000000000000000000000000000')"  # the hash of a row that the mart does not have
 

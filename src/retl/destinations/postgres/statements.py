@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct, field
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from retl.destinations.batch import Field, Mode, Shape, SoftDelete
 from retl.destinations.postgres import digests
@@ -99,7 +99,8 @@ class Statements:
         empty = ", ".join(f"NULL::{ddl(field.type)} AS {quoted(field.name)}" for field in fields)
         rows = f"(SELECT *, {empty} FROM {self.rows})"
         traits = replace(self.traits, ordinary=False)
-        made = Statements(Widened(*astuple(self.relation), rows), self.shape, traits, self.fit, self.others)
+        table = Widened(schema=self.relation.schema, name=self.relation.name, rows=rows)
+        made = Statements(table, self.shape, traits, self.fit, self.others)
         made.missing = frozenset(field.name for field in fields)
         return made
 

@@ -126,8 +126,8 @@ class Appends(Struct, frozen=True):
         return ("XLEN", self.stream)
 
     def forgot(self, batch: Batch, entry: str) -> bool:
-        """Whether a missing entry says nothing of the batch: the stamp that its run began is lost, by eviction
-        or because somebody deleted it, and the stream is not."""
+        """Whether a missing entry says nothing of the batch: the stamp that its run began is lost, by
+        eviction or because somebody deleted it, and the stream is not."""
         fence = self._answered(("HGET", self.stamp.keys[0], stamp.FENCE)) or b""
         if fence.partition(b" ")[2] == batch.run_id.encode():
             return False
