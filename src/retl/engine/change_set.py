@@ -48,6 +48,7 @@ _BLOCK_BYTES = 4 << 20  # approximate size of one block of Python rows as JSON
 _BLOCK_ROWS = 32_768  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
 _NOTHING = "CAST(NULL AS VARCHAR[])"
+_KNOWN = ("op", "hash", "owned", "ref", "seen", "dropped")  # of a candidate
 _NEW = {"op": "'insert'", "owned": "NULL::BOOLEAN", "ref": "NULL::VARCHAR", "seen": "NULL::BLOB"}
 _NEW |= {"dropped": f"NULL::{DROPPED}"}
 
@@ -416,8 +417,7 @@ def assemble(
     deletes, same = due.get(("delete", None)), dict[str, str]()
     if late == "0" and not deletes and _are_new(workspace, due):
         same = {"phase": late, **_NEW}  # to sort them with each row takes a third of the time
-    known = ("op", "hash", "owned", "ref", "seen", "dropped")
-    columns = {"phase": late, **{name: f'"retl {name}"' for name in known}}
+    columns = {"phase": late, **{name: f'"retl {name}"' for name in _KNOWN}}
     stored = [name for name in columns if name not in same]
     listed = [f"{columns[name]} AS {name}" for name in stored]
     listed += [] if plain else [f"{field_map.key} AS key"]
