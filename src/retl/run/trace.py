@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.destinations.api import Destination
 from retl.destinations.batch import Kind, Trace, Visit
 from retl.engine.baseline import Distrust
