@@ -237,6 +237,17 @@ def test_a_column_that_is_made_again_by_a_killed_run_is_filled_whatever_fields_c
     assert all(row == (f"u{one}@example.com.test", one) for one, row in found.items())
 
 
+def test_a_repair_fills_a_column_that_somebody_dropped(shop: Workshop, postgres: Database) -> None:
+    sync(shop, BOTH, "target_wins")
+    change(postgres, "ALTER TABLE users DROP spend", "UPDATE users SET email = 'edited' WHERE user_id = 7")
+    shop.json("reconcile", "users", "--repair")
+    found = rows(postgres, "email, spend")
+    assert found.pop(7) == ("edited", 7)
+    assert all(row == (f"u{one}@example.com", one) for one, row in found.items())
+    assert sync(shop, BOTH, "target_wins")["conflicts"]["queued"] == 0
+    assert rows(postgres, "email, spend")[7] == ("edited", 7)
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_dropped_column_changes_nothing_of_rows_that_have_other_fields(
     shop: Workshop, postgres: Database, kept: bool

@@ -189,8 +189,21 @@ def seen_sql(compares: Compares | None) -> str:
     formers = "".join(f" {of} {literal(one.salt)} THEN {_moved(compares, one)}" for one in compares.formers)
     return (
         f"CASE WHEN b.hash IS NULL THEN NULL {of} {literal(compares.salt)}"
-        f" THEN coalesce(b.seen, {NEVER}){formers} ELSE {NEVER} END"
+        f" THEN coalesce({_present(compares)}, {NEVER}){formers} ELSE {NEVER} END"
     )
+
+
+def _present(compares: Compares) -> str:
+    """SQL of the digests of today's fields; those of fields that the target lacks are of nothing."""
+    if compares.lacks.isdisjoint(compares.names):
+        return "b.seen"
+    digits = [
+        literal(NOTHING) if name in compares.lacks else f"substr(hex(b.seen), {16 * at + 1}, 16)"
+        for at, name in enumerate(compares.names)
+    ]
+    size = len(compares.names)
+    held = f"unhex(concat({', '.join(digits)}, substr(hex(b.seen), {16 * size + 1})))"
+    return f"CASE WHEN octet_length(b.seen) >= {8 * size} THEN {held} ELSE b.seen END"
 
 
 def _former_sql(compares: Compares | None) -> str:
