@@ -52,7 +52,8 @@ def delta(tmp_path: Path) -> Any:
         with duckdb_files.scratch() as con:
             con.execute(
                 'CREATE TEMP TABLE p ("partition" INTEGER, batch BIGINT, row BIGINT, op VARCHAR, key VARCHAR,'
-                " hash BLOB, owned BOOLEAN, ref VARCHAR, seen BLOB)"
+                " hash BLOB, owned BOOLEAN, ref VARCHAR, seen BLOB,"
+                " dropped MAP(VARCHAR, BLOB))"
             )
             number = -1
             for op, key, digest, owned, ref in rows:
@@ -60,7 +61,7 @@ def delta(tmp_path: Path) -> Any:
                 blob = digest.encode() if digest is not None else None
                 seen = f"seen {key}".encode()
                 con.execute(
-                    "INSERT INTO p VALUES (0, NULL, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO p VALUES (0, NULL, ?, ?, ?, ?, ?, ?, ?, NULL)",
                     [number, op, key, blob, owned, ref, seen],
                 )
             file = str(path).replace("'", "''")
@@ -324,10 +325,10 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
 ) -> None:
     workspace.run(
         "CREATE TABLE changes AS SELECT * FROM (VALUES"
-        " (0, 'update', 'a', 'v'::BLOB, true, 'id', NULL, 1),"
-        " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL, NULL, NULL),"
-        " (2, 'update', 'c', 'v'::BLOB, false, NULL, 's'::BLOB, 1)"
-        ") AS c(pos, op, key, hash, owned, ref, seen, f0)"
+        " (0, 'update', 'a', 'v'::BLOB, true, 'id', NULL, NULL, 1),"
+        " (1, 'insert', 'b', 'v'::BLOB, NULL, NULL, NULL, NULL, NULL),"
+        " (2, 'update', 'c', 'v'::BLOB, false, NULL, 's'::BLOB, MAP {'x': 'd'::BLOB}, 1)"
+        ") AS c(pos, op, key, hash, owned, ref, seen, dropped, f0)"
     )
     path = tmp_path / "delta.parquet"
     definition = Sync.model_validate(
@@ -345,9 +346,9 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
     change_set.write_delta(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert workspace.run(f"SELECT * FROM read_parquet('{path}') ORDER BY row") == [
-        (0, None, 0, "update", "a", b"v", True, "id", None, []),
-        (0, None, 1, "insert", "b", b"v", False, None, None, ["n"]),
-        (0, None, 2, "update", "c", b"v", False, None, b"s", []),
+        (0, None, 0, "update", "a", b"v", True, "id", None, None, []),
+        (0, None, 1, "insert", "b", b"v", False, None, None, None, ["n"]),
+        (0, None, 2, "update", "c", b"v", False, None, b"s", {"x": b"d"}, []),
     ]
     change_set.write_delta(path, compares=True)  # what somebody else made never becomes ours
     owned = workspace.run(f"SELECT owned FROM read_parquet('{path}') ORDER BY row")
@@ -362,6 +363,7 @@ def test_a_delta_is_nobody_elses_to_read_and_owns_only_what_is_known_to_be_ours(
         ("owned", "BOOLEAN"),
         ("ref", "VARCHAR"),
         ("seen", "BLOB"),
+        ("dropped", "MAP(VARCHAR, BLOB)"),
         ("unsent", "VARCHAR[]"),
     ]
 
@@ -383,13 +385,14 @@ def test_what_the_target_held_stays_for_rows_that_were_not_written_and_outlives_
         ("ref", "VARCHAR"),
         ("confirmed_at", "TIMESTAMP WITH TIME ZONE"),
         ("seen", "BLOB"),
+        ("dropped", "MAP(VARCHAR, BLOB)"),
         ("epoch", "BIGINT"),
     ]
     baseline.build(workspace, snapshot, [])
     assert workspace.run("SELECT key, seen FROM baseline ORDER BY key") == known
 
 
-@pytest.mark.parametrize("format", ["delta 1", "delta 3", "snapshot 1"])
+@pytest.mark.parametrize("format", ["delta 2", "delta 4", "snapshot 2"])
 def test_a_file_of_another_format_is_refused_with_the_way_out(
     workspace: Workspace, delta: Any, tmp_path: Path, format: str
 ) -> None:

@@ -124,9 +124,10 @@ class Oracle:
         writes = any(there[i] != image[i] and not kept[i] for i in (0, 1))
         if any(kept) and not writes:
             return "kept"
+        known.seen = [seen[i] if kept[i] or there[i] == image[i] else image[i] for i in (0, 1)]
         for i in (0, 1):
             there[i] = there[i] if kept[i] else image[i]
-        known.seen, known.note = [seen[i] if kept[i] else there[i] for i in (0, 1)], there[2]
+        known.note = there[2]
         return "merged" if any(kept) else "restored"
 
     def _due(self, key: str, row: tuple[str, int]) -> bool:

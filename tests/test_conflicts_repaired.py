@@ -4,6 +4,7 @@ every strategy, and a repair writes over an edit only where the sync says so."""
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands import Workshop
-from tests.servers import Databases, RedisServer
+from tests.commands import ROWS, Workshop
+from tests.servers import Database, Databases, RedisServer
 from tests.test_conflict_history import People, tables
 from tests.test_conflicts import STRATEGIES, listed, rows, run
 from tests.test_conflicts_http import peopled
@@ -81,3 +82,46 @@ def test_a_repair_writes_over_an_edit_only_where_the_sync_says_so(
         assert people.held()["a"] == ("h", 1, None)
     assert people.held()["d"] == (("q", 1, None) if wins else ("h", 1, None))
     assert people.held()["c"] == ("p", 1, "n")
+
+
+@pytest.mark.parametrize("people", ["postgres", "redis"], indirect=True)
+def test_an_edit_that_a_run_left_alone_is_still_theirs_after_the_run_is_taken_back(
+    tmp_path: Path, people: People
+) -> None:
+    workshop = people.project(tmp_path / "project", "target_wins", rollback="{keep: 30d}")
+    workshop.warehouse(rows(a=("p", 1)))
+    run(workshop)
+    people.edit("a", "SET phone = 'h'")
+    workshop.warehouse(rows(a=("q", 2)))
+    merged = run(workshop)
+    assert (merged["conflicts"]["merged"], people.held()["a"]) == (1, ("h", 2, None))
+    workshop.json("rollback", merged["run_id"], "--no-pause")
+    assert people.held()["a"] == ("h", 1, None)
+    workshop.warehouse(rows(a=("r", 3)))
+    assert run(workshop)["conflicts"]["merged"] == 1
+    assert people.held()["a"] == ("h", 3, None)
+
+
+@pytest.mark.parametrize(
+    "words", [["reconcile", "users", "--repair"], ["state", "rebuild", "users", "--yes"]]
+)
+def test_a_ledger_that_is_too_old_settles_no_batch_for_a_comparison(
+    tmp_path: Path, postgres: Database, words: list[str]
+) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.use(postgres=postgres)
+    to = "{type: postgres, table: users, create: true}"
+    shop.sync("users", destination=to, conflicts="target_wins", batch="{rows: 50}")
+    shop.json("sync", "users")
+    shop.warehouse("UPDATE users SET spend = spend + 1000")
+    assert shop.process("sync", "users", RETL_CRASH_AT="batch_answered").code == -9
+    (killed, *_) = shop.json("runs")["runs"]
+    state = shop.folder / ".retl"
+    shutil.copytree(state, shop.folder / "kept")
+    for _ in range(2):  # the newer ledger needs the marks of the killed run no longer
+        shop.json("sync", "users")
+        shop.warehouse("UPDATE users SET spend = spend + 1000")
+    shutil.rmtree(state)
+    shutil.copytree(shop.folder / "kept", state)
+    shop.json(*words)
+    assert shop.json("show", killed["run_id"])["so_far"]["without_answer"] == ROWS

@@ -232,7 +232,7 @@ def test_a_row_that_a_rollback_took_back_says_so(tmp_path: Path) -> None:
     ):
         rows = " UNION ALL ".join(
             f"SELECT {at} AS pos, 'update' AS op, '{key}' AS key, NULL AS hash, true AS owned, NULL AS ref,"
-            " NULL AS seen, NULL AS unsent"
+            " NULL AS seen, NULL AS dropped, NULL AS unsent"
             for at, key in enumerate(keys)
         )
         with take(ledger) as lock, private_directory() as folder, Workspace(folder, Stop()) as workspace:

@@ -287,6 +287,35 @@ def test_a_former_server_says_nothing_of_a_batch_without_an_answer(
     assert client.xlen("events") == ROWS
 
 
+@pytest.mark.parametrize("lost", ["stamp", "all"])
+@pytest.mark.parametrize("event", ["batch_sending:1", "batch_answered:1"])
+def test_a_first_run_that_was_killed_doubles_nothing_if_its_stamp_is_lost(
+    tmp_path: Path, redis_server: RedisServer, client: Any, event: str, lost: str
+) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.use(redis_server)
+    shop.write("retl.yml", "connections: {redis: {type: redis, limits: {concurrency: 1}}}\n")
+    to = "{type: redis, key: events, value: stream, ttl: none}"
+    shop.sync("users", destination=to, write="append", first_run="send", batch="{rows: 10}")
+    assert shop.process("sync", "users", RETL_CRASH_AT=event).code == KILLED
+    arrived = client.xlen("events")
+    if lost == "all":  # the server keeps nothing over a restart
+        client.flushdb()
+    else:
+        client.delete(*client.keys("retl:stamp:*"))
+    doubted = lost == "stamp" and arrived > 0
+    dry = shop.json("sync", "users", "--dry-run")["syncs"][0]
+    said = shop.retl("sync", "users", "--output", "json")
+    (done,) = said.document["syncs"]
+    assert done["inserted"] == dry["inserted"] == (ROWS - arrived if doubted else ROWS)
+    if doubted:
+        assert (said.code, done["error"]["code"]) == (1, "IN_DOUBT")
+        assert shop.retl("sync", "users").code == 1, "which waits for a decision"
+        shop.json("resolve", "users", "--delivered", "--yes")
+    assert shop.json("sync", "users")["syncs"][0]["unchanged"] == ROWS
+    assert client.xlen("events") == ROWS
+
+
 @pytest.mark.parametrize("batches", [3, 8], ids=["within the run", "after its last batch"])
 def test_a_server_that_is_emptied_during_a_run_is_noticed_and_filled_again(
     scene: StreamScene, batches: int

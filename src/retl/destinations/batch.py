@@ -269,6 +269,7 @@ class Capabilities(Struct, frozen=True):
     posts_twice: bool = False  # idempotent by the user's word only: it may get a request twice after a crash
     key_window: float | None = None  # seconds an idempotency key is honoured; None = no such key
     readable: bool = False
+    entries: bool = False  # has a row if it has one of its fields, so that new fields say nothing of a row
     looks: bool = False  # can read single rows, with a request for each: for people, not for samples
     repeats: bool = False  # a scan that has a key twice means that the object has
     nulls_keep: bool = False  # can leave a field as it is (`nulls: keep`); else a write replaces the object

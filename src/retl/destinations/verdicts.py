@@ -164,8 +164,8 @@ def _restored(value: Value, row: Row, held: Held) -> Verdict:
     if kept and kept == differs:
         return Verdict(TOUCHED_SINCE, expected)
     left = {*kept, *(set(value.ours) - set(value.names) if kept else ())}
-    after = b"".join(
-        _part(row.seen, n) if name in kept else digest(row.texts.get(name))
+    after = b"".join(  # what the run had left to others is still theirs
+        digest(row.texts.get(name)) if name in differs - kept else _part(row.seen, n)
         for n, name in enumerate(value.names)
     )
     after += value.others(held) if value.rest else b""

@@ -12,12 +12,12 @@ target that was restored has them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from retl.destinations.batch import UNKNOWN, Kind, Mode, Outcome, RowResult
 from retl.engine.answers import ANSWERS
@@ -25,11 +25,11 @@ from retl.engine.workspace import RUN_FILE, Workspace
 from retl.errors import former_format
 from retl.values.sql import literal
 
-BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at
+BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at, dropped
 COMPACT_PAST = 0.2  # rows in deltas, as a share of the snapshot's rows
 COMPACT_DELTAS = 16  # or this many deltas of any size
 AT_ONCE = 50_000  # rows of small deltas that one query reads: each query costs as much as thousands of rows
-DELTA, SNAPSHOT = "delta 2", "snapshot 2"  # formats, as files record them; raise both with the ledger's
+DELTA, SNAPSHOT = "delta 3", "snapshot 3"  # formats, as files record them; raise both with the ledger's
 REMEMBERED = "90 days"  # that the snapshot has deleted keys
 NOTHING = "FFFFFFFFFFFFFFFF"  # in hexadecimal the digest of a field that has no value
 MOVED = "moved"  # the op of a key that leaves the baseline with the answer of the row at its position
@@ -50,7 +50,8 @@ _REPORTED = {  # of an answer: its columns
     "code": "VARCHAR",
     "reason": "VARCHAR",
 }
-_COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, epoch"
+_COLUMNS = "key, gone, hash, owned, ref, confirmed_at, seen, dropped, epoch"
+DROPPED = "MAP(VARCHAR, BLOB)"  # digests of what was left in fields that are not sent any more
 # Of ops in UNDONE, a kept row leaves its entry as it was.
 # The baseline and the deleted keys. Also `epoch`, of the run that wrote the entry, and `born`, of the last
 # one that inserted or deleted the row; the snapshot does not have it.
@@ -77,8 +78,9 @@ class Distrust(Struct, frozen=True):
     """Entries that no longer hold, by the epoch of the run that wrote them. Those after `rows` are unknown;
     those after `forgotten` are not in the baseline; the deleted keys in `back` are at the target again,
     unknown and ours. `disown`: no row that the target has now is ours to delete. `own`: the rows of the run
-    that found it are meant too. `emptied`: the compared fields, counted from 1, that the target no longer
-    holds in any row: every row is due, and the digests of these fields are those of nothing.
+    that found it are meant too. `emptied`: fields that the target no longer holds in any row: every row is
+    due, and the digests of these fields are those of nothing. `shapes`: what the digests of an entry are of,
+    by the end of its hash.
 
     It is durable before the run that found it writes anything. So rows that this run does not send are sent
     by a later one.
@@ -89,7 +91,8 @@ class Distrust(Struct, frozen=True):
     back: Sequence[str] = ()
     disown: bool = False
     own: bool = False
-    emptied: Sequence[int] = ()
+    emptied: Sequence[str] = ()
+    shapes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Delta(Struct, frozen=True):
@@ -105,8 +108,8 @@ class Delta(Struct, frozen=True):
 
 
 def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) -> int:
-    """Make the workspace view `baseline` (key, hash, owned, ref, confirmed_at, seen) and return its number
-    of rows. LedgerError STATE_FORMAT for a file of another format.
+    """Make the workspace view BASELINE and return its number of rows. LedgerError STATE_FORMAT for a file of
+    another format.
 
     Rows of a batch without an answer are unknown. Rows without a batch were never attempted and change
     nothing. A rejected row keeps its former entry. If all answers of the first delta are equal, its file is
@@ -114,7 +117,7 @@ def build(workspace: Workspace, snapshot: Path | None, deltas: Sequence[Delta]) 
     """
     workspace.run(
         "CREATE OR REPLACE TABLE overlay (key VARCHAR, gone BOOLEAN, hash BLOB, owned BOOLEAN,"
-        " ref VARCHAR, confirmed_at TIMESTAMPTZ, seen BLOB, epoch BIGINT, born BIGINT)"
+        f" ref VARCHAR, confirmed_at TIMESTAMPTZ, seen BLOB, dropped {DROPPED}, epoch BIGINT, born BIGINT)"
     )
     bottom = None
     if snapshot is not None:
@@ -265,7 +268,7 @@ def remade(since: int, compacted: int) -> str:
 def show(workspace: Workspace, entries: str) -> int:
     """Make entries (SQL) the baseline; returns its number of rows."""
     workspace.run(f"CREATE OR REPLACE VIEW {ENTRIES} AS {entries}")
-    shown = "key, hash, owned, ref, confirmed_at, seen"
+    shown = "key, hash, owned, ref, confirmed_at, seen, dropped"
     workspace.run(f"CREATE OR REPLACE VIEW {BASELINE} AS SELECT {shown} FROM {ENTRIES} WHERE NOT gone")
     count: int = workspace.one(f"SELECT count(*) FROM {BASELINE}")[0]
     return count
@@ -276,14 +279,18 @@ def _distrusted(entries: str, found: Distrust) -> str:
     back = f"gone AND key IN ({', '.join(map(literal, found.back))})" if found.back else "FALSE"
     forgotten = "FALSE" if found.forgotten is None else f"NOT gone AND epoch > {found.forgotten}"
     unknown = f"({back} OR epoch > {found.rows})"
-    hash, seen = "hash", "seen"
+    hash, seen, dropped = "hash", "seen", "dropped"
     if found.emptied:
-        hash, seen = _due("hash"), _emptied("seen", found.emptied)
+        names = ", ".join(map(literal, found.emptied))
+        hash, seen = _due("hash"), _emptied(found)
+        stay = f"list_filter(map_entries(dropped), lambda one: one.key NOT IN ({names}))"
+        dropped = f"map_from_entries({stay})"
     owned = f"CASE WHEN {back} THEN TRUE WHEN {found.disown} THEN FALSE ELSE owned END"
+    rest = f"CASE WHEN {unknown} THEN NULL ELSE {dropped} END AS dropped, epoch, born"
     return (
         f"SELECT key, (gone AND NOT ({back})) AS gone, CASE WHEN {unknown} THEN NULL ELSE {hash} END AS hash,"
         f" {owned} AS owned, ref, confirmed_at, CASE WHEN {unknown} THEN NULL ELSE {seen} END AS seen,"
-        f" epoch, born FROM {entries} WHERE NOT ({forgotten})"
+        f" {rest} FROM {entries} WHERE NOT ({forgotten})"
     )
 
 
@@ -292,14 +299,20 @@ def _due(hash: str) -> str:
     return f"unhex(concat(repeat('0', 2 * octet_length({hash}) - 8), right(hex({hash}), 8)))"
 
 
-def _emptied(seen: str, fields: Sequence[int]) -> str:
-    """SQL of digests, of which those of these fields, counted from 1, are of nothing."""
-    digits, parts, at = f"hex({seen})", list[str](), 1
-    for number in sorted(fields):
-        parts += [f"substr({digits}, {at}, {16 * number - 15 - at})", literal(NOTHING)]
-        at = 16 * number + 1
-    emptied = f"unhex(concat({', '.join(parts)}, substr({digits}, {at})))"
-    return f"CASE WHEN octet_length({seen}) >= {8 * max(fields)} THEN {emptied} END"
+def _emptied(found: Distrust) -> str:
+    """SQL of digests, of which those of the emptied fields are of nothing, wherever these are in an entry's
+    shape."""
+    cases = ""
+    for salt, names in found.shapes.items():
+        parts = [
+            literal(NOTHING) if name in found.emptied else f"substr(hex(seen), {16 * at + 1}, 16)"
+            for at, name in enumerate(names)
+        ]
+        if not set(found.emptied).isdisjoint(names):
+            known = f"right(hex(hash), 8) = {literal(salt)} AND octet_length(seen) >= {8 * len(names)}"
+            rest = f"substr(hex(seen), {16 * len(names) + 1})"
+            cases += f" WHEN {known} THEN unhex(concat({', '.join(parts)}, {rest}))"
+    return f"CASE{cases} ELSE seen END" if cases else "seen"
 
 
 def opened(workspace: Workspace, path: Path, format: str) -> str:
@@ -331,7 +344,7 @@ def _effects(answers: str, at: str, epoch: str, *more: str) -> str:
         f" CASE WHEN owned IS NULL OR (op = 'delete' AND kind = 'kept') THEN FALSE"
         f" ELSE owned OR (ours AND op NOT IN ('delete', '{MOVED}')) END AS owned,"
         f" coalesce(new_ref, ref) AS ref, {at} AS confirmed_at,"
-        f" {_SEEN} AS seen,"
+        f" {_SEEN} AS seen, CASE WHEN op NOT IN ('insert', 'remove') THEN dropped END AS dropped,"
         f" {epoch} AS epoch,"
         " CASE WHEN op IN ('insert', 'delete', 'remove', 'remake') AND kind <> 'kept'"
         f" THEN {epoch} END AS born{''.join(f', {name}' for name in more)}"

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from retl.destinations.batch import Bends, Cell, Layout, Line, Mode, Order, Tuples
 from retl.engine import hash
-from retl.engine.baseline import BASELINE, DELTA, MOVED, opened
+from retl.engine.baseline import BASELINE, DELTA, DROPPED, MOVED, opened
 from retl.engine.diff import CANDIDATES, UPSERTS, Ends, ends
 from retl.engine.files import write_file, write_values
 from retl.engine.hash import MART
@@ -41,14 +41,16 @@ from retl.values.sql import literal
 from retl.values.storage import storage_type
 
 T = TypeVar("T")
-CHANGES = "changes"  # pos, op, hash, owned, ref, seen, key, k0…, f0…, n0…
+CHANGES = "changes"  # pos, op, hash, owned, ref, seen, dropped, key, k0…, f0…, n0…
 AGAIN = "again"  # the same columns and `place`, the position in CHANGES, of rows that are sent once more
 _CHUNK = 1 << 20  # bytes of CSV per chunk
 _BLOCK_BYTES = 4 << 20  # approximate size of one block of Python rows as JSON
 _BLOCK_ROWS = 32_768  # more than a batch of the usual size
 _BLOCKS_KEPT = 4
 _NOTHING = "CAST(NULL AS VARCHAR[])"
+_KNOWN = ("op", "hash", "owned", "ref", "seen", "dropped")  # of a candidate
 _NEW = {"op": "'insert'", "owned": "NULL::BOOLEAN", "ref": "NULL::VARCHAR", "seen": "NULL::BLOB"}
+_NEW |= {"dropped": f"NULL::{DROPPED}"}
 
 
 class Phase(Struct, frozen=True):
@@ -254,12 +256,13 @@ class ChangeSet(Struct, dict=True):
         if compares:
             owned = "CASE WHEN op = 'insert' THEN FALSE ELSE nullif(owned, FALSE) END"
         lines = (
-            f"SELECT pos, op, key, hash, {owned} AS owned, ref, seen, {self._unsent} AS unsent FROM changes"
+            f"SELECT pos, op, key, hash, {owned} AS owned, ref, seen, dropped, {self._unsent} AS unsent"
+            " FROM changes"
         )
         if self.succeeds:
             lines += (
                 f" UNION ALL SELECT c.pos, '{MOVED}', s.key, NULL, coalesce(s.owned, FALSE), s.ref, NULL,"
-                f" NULL FROM {SUCCEEDED} s"
+                f" NULL, NULL FROM {SUCCEEDED} s"
                 ' JOIN changes c ON c.key = s."by"'
             )
         write_delta(self.workspace, f"({lines})", path)
@@ -414,7 +417,7 @@ def assemble(
     deletes, same = due.get(("delete", None)), dict[str, str]()
     if late == "0" and not deletes and _are_new(workspace, due):
         same = {"phase": late, **_NEW}  # to sort them with each row takes a third of the time
-    columns = {"phase": late, **{name: f'"retl {name}"' for name in ("op", "hash", "owned", "ref", "seen")}}
+    columns = {"phase": late, **{name: f'"retl {name}"' for name in _KNOWN}}
     stored = [name for name in columns if name not in same]
     listed = [f"{columns[name]} AS {name}" for name in stored]
     listed += [] if plain else [f"{field_map.key} AS key"]
@@ -424,7 +427,7 @@ def assemble(
         nothing = "".join(f", NULL AS f{i}" for i in range(len(shape.fields)))
         nothing += "".join(f", NULL AS n{i}" for i in range(len(shape.newest)))
         parts.append(
-            "SELECT 2 AS phase, op, former AS hash, owned, ref, seen,"
+            "SELECT 2 AS phase, op, former AS hash, owned, ref, seen, dropped,"
             f" {'' if plain else 'key, '}{typed}{nothing}"
             f" FROM {CANDIDATES} WHERE op = 'delete' AND ending IS NULL"
         )
@@ -478,6 +481,7 @@ def _upserts(workspace: Workspace, due: Ends) -> str:
         same = ", ".join(f'{sql} AS "retl {name}"' for name, sql in _NEW.items())
         return f"(SELECT *, {same} FROM {MART}{some})"
     known = 'row AS "retl at", op AS "retl op", owned AS "retl owned", ref AS "retl ref", seen AS "retl seen"'
+    known += ', dropped AS "retl dropped"'
     rows = f"SELECT {known} FROM {CANDIDATES} WHERE ending IS NULL AND op IN {UPSERTS}"
     return f'{MART} JOIN ({rows}) ON "retl row" = "retl at"'
 
@@ -489,12 +493,12 @@ def _are_new(workspace: Workspace, due: Ends) -> bool:
 
 
 def write_delta(workspace: Workspace, rows: str, path: Path) -> None:
-    """Write a relation with pos, op, key, hash, owned, ref, seen and unsent as a delta."""
+    """Write a relation with pos, op, key, hash, owned, ref, seen, dropped and unsent as a delta."""
     path.touch(mode=0o600)
     workspace.run(
         'COPY (SELECT CAST(0 AS INTEGER) AS "partition", CAST(NULL AS BIGINT) AS batch,'
         " CAST(pos AS BIGINT) AS row, op, key, hash, owned, ref, CAST(seen AS BLOB) AS seen,"
-        f" CAST(unsent AS VARCHAR[]) AS unsent FROM {rows})"
+        f" CAST(dropped AS {DROPPED}) AS dropped, CAST(unsent AS VARCHAR[]) AS unsent FROM {rows})"
         f" TO {literal(str(path))} ({RUN_FILE}, KV_METADATA {{retl: '{DELTA}'}})"
     )
 

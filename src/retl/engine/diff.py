@@ -12,16 +12,16 @@ from datetime import datetime
 from msgspec import Struct
 
 from retl.engine import hash
-from retl.engine.baseline import BASELINE, ENTRIES, NOTHING
+from retl.engine.baseline import BASELINE, DROPPED, ENTRIES, NOTHING
 from retl.engine.feed import LEFT
 from retl.engine.hash import ROWS
 from retl.engine.mapping import FieldMap
 from retl.engine.workspace import Workspace
 from retl.values.sql import literal
 
-# row (NULL if the key left the mart), key, op, ending, cleared, owned, ref, seen, former (hash). `op` is
-# insert, update, refresh, delete, or none where the row has no usable key. `ending` is NULL while the row is
-# due.
+# row (NULL if the key left the mart), key, op, ending, cleared, owned, ref, seen, former (hash), dropped.
+# `op` is insert, update, refresh, delete, or none where the row has no usable key. `ending` is NULL while
+# the row is due.
 CANDIDATES = "candidates"
 _FORMERS = 16  # shapes of a sync whose digests are still read
 UNLIKE = "0000000000000000"  # in hexadecimal a digest that no value has
@@ -33,19 +33,20 @@ Ends = Mapping[tuple[str, str | None], int]  # rows by (op, ending)
 
 class Former(Struct, frozen=True):
     """Fields that were sent before, of which a row of the baseline may still have digests. `salt`: the end of
-    such a row's hash; `known`: how many digests it has; `places`: where that of each of today's fields is
-    among them, from 0, or None if the field was not sent."""
+    such a row's hash; `names`: what its digests are of."""
 
     salt: str
-    known: int
-    places: tuple[int | None, ...]
+    names: tuple[str, ...]
 
 
 class Compares(Struct, frozen=True):
-    """How the digests of a baseline are read. `salt`: the end of the hash of rows with today's fields."""
+    """How the digests of a baseline are read. `salt`: the end of the hash of rows with today's fields;
+    `names`: what their digests are of; `lacks`: those of which the target holds nothing."""
 
     salt: str
+    names: tuple[str, ...] = ()
     formers: tuple[Former, ...] = ()
+    lacks: frozenset[str] = frozenset()
 
     @classmethod
     def between(
@@ -55,12 +56,8 @@ class Compares(Struct, frozen=True):
         the target has no column for, so that it holds nothing of what was sent."""
         salt, names = [*json.loads(now["digests"]).items()][-1]
         known = json.loads(former.get("digests", "{}"))
-        formers = list[Former]()
-        for one, had in known.items():
-            there = {name: at for at, name in enumerate(had) if name not in lacks}
-            if one != salt and names:
-                formers.append(Former(one, len(had), tuple(there.get(name) for name in names)))
-        return cls(salt, tuple(formers))
+        formers = [Former(one, tuple(had)) for one, had in known.items() if one != salt and names]
+        return cls(salt, tuple(names), tuple(formers), frozenset(lacks))
 
 
 def digests_of(what: str, names: Sequence[str]) -> str:
@@ -177,7 +174,7 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
         f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT * FROM ("
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
         f" r.cleared, b.owned, b.ref, {seen_sql(strategy.compares)} AS seen,"
-        f" {_former_sql(strategy.compares)} AS former"
+        f" {_former_sql(strategy.compares)} AS former, {_dropped_sql(strategy.compares)} AS dropped"
         f" FROM {join} ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
@@ -189,11 +186,24 @@ def seen_sql(compares: Compares | None) -> str:
     if compares is None:
         return "CAST(NULL AS BLOB)"
     of = "WHEN right(hex(b.hash), 8) ="
-    formers = "".join(f" {of} {literal(one.salt)} THEN {_moved(one)}" for one in compares.formers)
+    formers = "".join(f" {of} {literal(one.salt)} THEN {_moved(compares, one)}" for one in compares.formers)
     return (
         f"CASE WHEN b.hash IS NULL THEN NULL {of} {literal(compares.salt)}"
-        f" THEN coalesce(b.seen, {NEVER}){formers} ELSE {NEVER} END"
+        f" THEN coalesce({_present(compares)}, {NEVER}){formers} ELSE {NEVER} END"
     )
+
+
+def _present(compares: Compares) -> str:
+    """SQL of the digests of today's fields; those of fields that the target lacks are of nothing."""
+    if compares.lacks.isdisjoint(compares.names):
+        return "b.seen"
+    digits = [
+        literal(NOTHING) if name in compares.lacks else f"substr(hex(b.seen), {16 * at + 1}, 16)"
+        for at, name in enumerate(compares.names)
+    ]
+    size = len(compares.names)
+    held = f"unhex(concat({', '.join(digits)}, substr(hex(b.seen), {16 * size + 1})))"
+    return f"CASE WHEN octet_length(b.seen) >= {8 * size} THEN {held} ELSE b.seen END"
 
 
 def _former_sql(compares: Compares | None) -> str:
@@ -206,17 +216,49 @@ def _former_sql(compares: Compares | None) -> str:
     return f"CASE WHEN b.hash IS NULL OR right(hex(b.hash), 8) = {salt} THEN b.hash ELSE {blank} END"
 
 
-def _moved(former: Former) -> str:
-    """SQL of the digests of former fields as those of today's, also where those are not known. A field that
-    was not sent is one in which we left nothing: it is filled where it is empty, and a value in it is
-    somebody else's. What is behind the digests of fields goes, because it is of other columns now; but not
-    the byte of a respected removal."""
-    known = f"octet_length(b.seen) >= {8 * former.known}"
+def _dropped_sql(compares: Compares | None) -> str:
+    """SQL of the digests of what retl left in fields that are not sent any more, by their names: one that is
+    sent again is compared with it. A row that is made anew has none."""
+    if compares is None:
+        return f"CAST(NULL AS {DROPPED})"
+    cases = [f"WHEN b.hash IS NULL OR right(hex(b.hash), 8) = {literal(compares.salt)} THEN b.dropped"]
+    mine = ", ".join(map(literal, compares.names))
+    stay = f"list_filter(map_entries(b.dropped), lambda one: one.key NOT IN ({mine}))"
+    for former in compares.formers:
+        kept = f"map_from_entries({stay})"
+        left = [
+            f"{literal(name)}: {_part(at)}"
+            for at, name in enumerate(former.names)
+            if name not in compares.names
+        ]
+        if left:
+            more = f"map_concat(coalesce({kept}, MAP {{}}), MAP {{{', '.join(left)}}})"
+            kept = f"CASE WHEN {_known(former)} THEN {more} ELSE {kept} END"
+        cases.append(f"WHEN right(hex(b.hash), 8) = {literal(former.salt)} THEN {kept}")
+    return f"CAST(CASE {' '.join(cases)} END AS {DROPPED})"
+
+
+def _known(former: Former) -> str:
+    return f"octet_length(b.seen) >= {8 * len(former.names)}"
+
+
+def _part(at: int) -> str:
+    return f"unhex(substr(hex(b.seen), {16 * at + 1}, 16))"
+
+
+def _moved(compares: Compares, former: Former) -> str:
+    """SQL of the digests of former fields as those of today's, also where those are not known. In a field
+    that was not sent we left what we did when it was last sent, else nothing: it is filled where it is empty,
+    and a value in it is somebody else's. What is behind the digests of fields goes, because it is of other
+    columns now; but not the byte of a respected removal."""
+    places = {name: at for at, name in enumerate(former.names)}
     digits = [
         literal(NOTHING)
-        if at is None
-        else f"CASE WHEN {known} THEN substr(hex(b.seen), {16 * at + 1}, 16) ELSE {literal(UNLIKE)} END"
-        for at in former.places
+        if name in compares.lacks
+        else f"CASE WHEN {_known(former)} THEN hex({_part(places[name])}) ELSE {literal(UNLIKE)} END"
+        if name in places
+        else f"coalesce(hex(b.dropped[{literal(name)}]), {literal(NOTHING)})"
+        for name in compares.names
     ]
     removal = "CASE WHEN octet_length(b.seen) % 8 = 1 THEN right(hex(b.seen), 2) ELSE '' END"
     return (

@@ -111,7 +111,7 @@ class Person(Struct):
         if one.kind == "delta":
             empty = ", ".join(
                 f"CASE WHEN {hit} THEN NULL ELSE {name} END AS {name}"
-                for name in ("key", "hash", "owned", "ref", "seen", "unsent")
+                for name in ("key", "hash", "owned", "ref", "seen", "dropped", "unsent")
             )
             rows = (
                 f"SELECT * REPLACE ({empty}) FROM {one.rows(self.workspace)}"
@@ -169,8 +169,8 @@ def assemble(workspace: Workspace, field_map: FieldMap, *, by_ref: bool) -> Chan
     columns += [f"NULL AS n{i}" for i in range(len(shape.newest))]
     workspace.run(
         f"CREATE TABLE {CHANGES} AS SELECT row_number() OVER (ORDER BY key) - 1 AS pos, 'delete' AS op,"
-        f" b.hash, b.owned, b.ref, b.seen, key, {', '.join(columns)}"
-        f" FROM {ASKED} LEFT JOIN (SELECT key, hash, owned, ref, seen FROM {BASELINE}) b USING (key)"
+        f" b.hash, b.owned, b.ref, b.seen, b.dropped, key, {', '.join(columns)}"
+        f" FROM {ASKED} LEFT JOIN (SELECT key, hash, owned, ref, seen, dropped FROM {BASELINE}) b USING (key)"
         + (" WHERE ref IS NOT NULL" if by_ref else "")
     )
     number: int = workspace.one(f"SELECT count(*) FROM {CHANGES}")[0]

@@ -93,7 +93,7 @@ def _settle(workspace: Workspace, *, once: bool, hold_unknown: bool) -> None:
     if not once:
         workspace.run(
             f"INSERT INTO {CANDIDATES} SELECT r.row, r.key, 'update', NULL, r.cleared, b.owned OR s.owned,"
-            f" coalesce(b.ref, s.ref), NULL, b.hash FROM successors s JOIN {ROWS} r USING (row)"
+            f" coalesce(b.ref, s.ref), NULL, b.hash, b.dropped FROM successors s JOIN {ROWS} r USING (row)"
             f" JOIN {BASELINE} b USING (key)"
             f" WHERE s.row NOT IN (SELECT row FROM {CANDIDATES} WHERE row IS NOT NULL)"
         )

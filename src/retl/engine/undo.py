@@ -22,7 +22,8 @@ from retl.engine.workspace import Workspace
 from retl.values import csv_text
 from retl.values.keys import key_value_sql
 
-WROTE = "wrote"  # key, undo, before, state (undo, already, since), hash, owned, ref, seen: rows the run wrote
+# key, undo, before, state (undo, already, since), hash, owned, ref, seen, dropped: rows the run wrote
+WROTE = "wrote"
 _COUNTED = {"restore": "update", "flag": "update", "remake": "insert", "remove": "delete"}
 _BLANK = "unhex('00000000000000000000000000000000')"  # the hash of a row that the mart does not have
 
@@ -51,8 +52,8 @@ class Undo(ChangeSet):
         hash = f"CASE undo WHEN 'remake' THEN coalesce(hash, {_BLANK}) ELSE hash END"
         owned = "CASE WHEN undo IN ('restore', 'flag') THEN nullif(owned, FALSE) END"
         rows = (
-            f"SELECT pos, undo AS op, key, {hash} AS hash, {owned} AS owned, ref, seen, NULL AS unsent"
-            f" FROM {CHANGES}"
+            f"SELECT pos, undo AS op, key, {hash} AS hash, {owned} AS owned, ref, seen, dropped,"
+            f" NULL AS unsent FROM {CHANGES}"
         )
         change_set.write_delta(self.workspace, f"({rows})", path)
 
@@ -92,7 +93,7 @@ def find(
     chosen = " AND w.key IN (SELECT key FROM asked)" if keys else ""
     workspace.run(
         f"CREATE TABLE {WROTE} AS SELECT w.key, w.undo, w.before, e.hash, e.owned, e.ref,"
-        " coalesce(e.seen, w.told) AS seen,"
+        " coalesce(e.seen, w.told) AS seen, e.dropped,"
         f" CASE WHEN e.epoch = {epoch} THEN 'undo' WHEN e.epoch IN ({listed}) THEN 'already' ELSE 'since' END"
         f" AS state FROM (SELECT key, {undo} AS undo, before, told FROM {written}) w"
         f" LEFT JOIN {ENTRIES} e USING (key) WHERE undo IS NOT NULL{chosen}"

@@ -95,7 +95,7 @@ _DELTA = r"\1.delta.parquet"
 MOVED = "moved to"  # in retl_meta: the address that this state was copied to; nothing uses it here any more
 COMING = "copy from"  # in retl_meta: the store whose copy this is, until that one is fenced
 COPYING = ".copying"  # a file beside run files without a ledger: a copy to here did not finish
-FORMAT = 5  # of tables and run files together; raise it when either changes
+FORMAT = 6  # of tables and run files together; raise it when either changes
 
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
 _NEEDED = """

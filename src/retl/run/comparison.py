@@ -95,7 +95,7 @@ def compare(
         with clock.phase("guard"):
             visited = _visit(job, run, mapped, epoch, hold)
         with clock.phase("recover"):
-            if recover is not None:
+            if recover is not None and target.can_tell(job, mapped, visited):
                 recover(mapped, workspace, visited.expected.object)
         with clock.phase("diff"):
             known = know(job, mapped, workspace, visited.expected.object)

@@ -6,6 +6,7 @@ It reads the ledger and builds tables of the workspace. It asks no target and wr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -45,6 +46,12 @@ class Known(Struct, frozen=True):
     def former(self) -> Mapping[str, str]:
         """The fingerprints of the baseline; empty before the first run."""
         return self.basis.former
+
+    def misses(self, mapped: Mapped) -> bool:
+        """Whether rows that are there may look missing: all that they have is in fields that are not sent any
+        more."""
+        names = {one.name for one in mapped.field_map.shape.fields}
+        return mapped.capabilities.entries and not json.loads(self.former.get("types", "{}")).keys() <= names
 
     def differs(self, mapped: Mapped, name: str) -> bool:
         """Whether a fingerprint differs from the baseline's."""

@@ -428,10 +428,12 @@ def aside(
     source_version: str,
 ) -> Plan:
     """A plan beside the syncs: it takes no row from them, so mark, fingerprints and the version of the source
-    stay. A target and a ledger that do not agree refuse it, and so do the guards of the facts."""
+    stay, and what its own digests are of is added. A target and a ledger that do not agree refuse it, and so
+    do the guards of the facts."""
     former, place, seen = known.basis.checkpoint, mapped.capabilities.object, visited.trace
-    refusals, doubt = target.disagreement(job, run, mapped, visited, changes.workspace)
+    refusals, doubt = target.disagreement(job, run, mapped, known, visited, changes.workspace)
     unknown = trace.unknown(seen, visited.expected) if seen is not None else frozenset()
+    digests = diff.remembered(known.former, mapped.fingerprints)
     return Plan(
         purpose=job.options.purpose,
         run=run,
@@ -444,7 +446,7 @@ def aside(
         facts=facts,
         refusals=(*refusals, *guards.judge(facts, job.sync.guards, job.options.accept), *_unapproved(job)),
         basis=known.basis,
-        fingerprints=known.basis.former,
+        fingerprints=known.former and {**known.former, "digests": digests},
         watermark=former.watermark if former else None,
         read_rows=former.read_rows if former else 0,
         source_version=(former.source_version if former else None) or source_version,

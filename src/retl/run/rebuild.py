@@ -177,7 +177,8 @@ def write_held(
     name = f"{run_id}.delta.parquet"
     path = running.workspace.directory / name
     rows_of = (
-        "(SELECT pos, op, key, hash, coalesce(owned, FALSE) AS owned, ref, NULL AS seen, NULL AS unsent"
+        "(SELECT pos, op, key, hash, coalesce(owned, FALSE) AS owned, ref, NULL AS seen, NULL AS dropped,"
+        " NULL AS unsent"
         f" FROM {table})"
     )
     change_set.write_delta(running.workspace, rows_of, path)

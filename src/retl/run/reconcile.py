@@ -215,10 +215,11 @@ def _judge(job: Job, made: Compared, workspace: Workspace, asked: Asked) -> Foun
     restored = ", ".join(map(str, holding(job.ledger, job.sync.name))) or "NULL"
     fixed = sync.write in ("append", "insert_only")  # a row that is there is never changed
     deletes = sync.deletes.how != "keep"
+    misses = made.known.misses(made.mapped)
     workspace.run(
         f"CREATE TABLE {VERDICTS} AS SELECT c.key, c.fields, c.pos, c.owned, c.ref, CASE"
         f" WHEN b.key IS NULL THEN 'due' WHEN b.epoch IN ({restored}) AND b.hash = c.hash THEN 'held'"
-        " WHEN NOT c.there THEN CASE WHEN b.hash IS NULL THEN 'due' ELSE 'missing' END"
+        f" WHEN NOT c.there THEN CASE WHEN b.hash IS NULL{' OR TRUE' * misses} THEN 'due' ELSE 'missing' END"
         " WHEN b.hash IS DISTINCT FROM c.hash THEN 'due' WHEN c.fields = '[]' THEN 'same'"
         f" ELSE '{'kept' if fixed else 'edited'}' END AS verdict"
         f" FROM {held.COMPARED} c LEFT JOIN (FROM {ENTRIES} WHERE NOT gone) b USING (key)"

@@ -4,6 +4,7 @@ still have the delivered rows? Nothing is written.
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack, closing
 from datetime import timedelta
 from typing import Any
@@ -113,11 +114,12 @@ def ask(
         compared = _compared(job, visited)
         found, lost = _judged(job, found, compared, expires=expires), compared.lost
         found = replace(found, replaced=bool(visited.trace.replaced & visited.expected.marks))
-        if known.baseline_rows and not append and not known.differs(mapped, "what"):
-            found = _refilled(found, mapped, visited.trace)
+        if known.baseline_rows and not append:
+            found = replace(found, distrust=_refilled(found.distrust, mapped, known, visited.trace))
+            found = replace(found, emptied_fields=found.distrust.emptied if found.distrust else ())
     if found.distrust is not None and not chosen.full:
         known = replace(known, baseline_rows=baseline.distrust(workspace, found.distrust))
-    believes = known.baseline_rows and not (found.emptied or found.refusals)
+    believes = known.baseline_rows and not (found.emptied or found.refusals or known.misses(mapped))
     if believes and mapped.capabilities.readable and (found.replaced or not (append or chosen.full)):
         assert visited.destination is not None
         sampled, missed = sample(visited.destination, run, mapped, workspace, known.basis)
@@ -154,19 +156,20 @@ def can_tell(job: Job, mapped: Mapped, visited: Visited) -> bool:
     return not found.refusals
 
 
-def _refilled(found: Asked, mapped: Mapped, trace: Trace) -> Asked:
+def _refilled(doubt: Distrust | None, mapped: Mapped, known: Known, trace: Trace) -> Distrust | None:
     """The columns that somebody dropped are empty in all rows when they are made again, so all are due. Not
-    meant is a field that is new in the sync: then the hash of each row is another one."""
+    meant is a field that was never sent: then the hash of each row is another one."""
+    shapes = json.loads(known.former.get("digests", "{}"))
+    sent = {name for names in shapes.values() for name in names}
     names = [one.name for one in mapped.field_map.shape.compared]
-    emptied = tuple(n for n, name in enumerate(names, 1) if name in trace.lacks)
+    emptied = tuple(name for name in names if name in trace.lacks and name in sent)
     if not emptied:
-        return found
-    doubt = replace(found.distrust or Distrust(rows=NONE), emptied=emptied)
-    return replace(found, distrust=doubt, emptied_fields=tuple(names[n - 1] for n in emptied))
+        return doubt
+    return replace(doubt or Distrust(rows=NONE), emptied=emptied, shapes=shapes)
 
 
 def disagreement(
-    job: Job, run: Run, mapped: Mapped, visited: Visited, workspace: Workspace
+    job: Job, run: Run, mapped: Mapped, known: Known, visited: Visited, workspace: Workspace
 ) -> tuple[list[Refusal], Distrust | None]:
     """For a run that takes no row of the mart: the refusals of a target and a ledger that do not agree. What
     is accepted stays distrusted, so the next sync sends what the target lacks."""
@@ -178,6 +181,8 @@ def disagreement(
         doubt = compared.distrust
         if doubt is not None and compared.lost is not None and not append:
             doubt = replace(doubt, back=_returned(visited, run, mapped, workspace, compared.lost))
+        if known.baseline_rows and not append:
+            doubt = _refilled(doubt, mapped, known, seen)
     return [one for one in refusals if not trace.accepted(one, job)], doubt
 
 

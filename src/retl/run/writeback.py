@@ -83,16 +83,10 @@ def load(ledger: Ledger, workspace: Workspace, asked: Asked, hides: Callable[[st
     of a sync whether its keys are masked."""
     names = [None] if asked.syncs is None else asked.syncs
     runs = [run for name in names for run in ledger.delivered(name, asked.run_id, asked.since)]
-    undoing = _undoing(ledger, runs)
-    stored = ledger.file_names()
-    files = {run.run_id: run.delta for run in (*runs, *undoing) if run.delta in stored}
+    keys = None if asked.key is None else spellings([asked.key])
+    files = _load_answered(ledger, workspace, runs, _undoing(ledger, runs), keys)
     found = [run for run in runs if run.run_id in files]
-    _load_sent(ledger, workspace, files, None if asked.key is None else spellings([asked.key]))
-    touched = {run_id for (run_id,) in workspace.run("SELECT DISTINCT run_id FROM sent")}
     workspace.load("logged_runs", _RUNS, (_run(one, hides(one.sync)) for one in found))
-    workspace.load("logged_spans", _SPANS, _spans(ledger, touched))
-    workspace.load("logged_singles", _SINGLES, _singles(ledger, touched))
-    _load_undone(workspace, undoing)
     since = f" AND s.answered_at >= {literal(asked.since.isoformat())}::TIMESTAMPTZ" if asked.since else ""
     newest = f" ORDER BY {_BACKWARDS} LIMIT {asked.limit}" if asked.limit is not None else ""
     workspace.run(f"CREATE OR REPLACE VIEW {LOG} AS {_log(since)}{newest}")
@@ -124,12 +118,7 @@ def edited(
 ) -> dict[str, str]:
     """Of these keys, those whose row in the target somebody had edited when this run came: `kept` where it
     wrote nothing, `merged` where it wrote the other fields. Those of a run without a delta are not known."""
-    stored, runs = ledger.file_names(), ledger.delivered(sync, run_id, None)
-    files = {run.run_id: run.delta for run in runs if run.delta in stored}
-    _load_sent(ledger, workspace, files, keys)
-    workspace.load("logged_spans", _SPANS, _spans(ledger, files))
-    workspace.load("logged_singles", _SINGLES, _singles(ledger, files))
-    _load_undone(workspace, ())
+    _load_answered(ledger, workspace, ledger.delivered(sync, run_id, None), (), keys)
     found = f"SELECT key, kind FROM ({_answered()}) WHERE kind IN ('kept', 'merged')"
     return dict(workspace.run(found))
 
@@ -173,6 +162,25 @@ def _answered(since: str = "") -> str:
         " LEFT JOIN undone u ON u.run_id = p.run_id AND u.key = p.key"
         f" WHERE p.position <= s.last{since}"
     )
+
+
+def _load_answered(
+    ledger: Ledger,
+    workspace: Workspace,
+    runs: Sequence[Delivered],
+    undoing: Sequence[Delivered],
+    keys: Sequence[str] | None,
+) -> Collection[str]:
+    """Create what `_answered` reads, of these runs and of the rollbacks of them; returns the runs that have a
+    delta still."""
+    stored = ledger.file_names()
+    files = {run.run_id: run.delta for run in (*runs, *undoing) if run.delta in stored}
+    _load_sent(ledger, workspace, files, keys)
+    touched = {run_id for (run_id,) in workspace.run("SELECT DISTINCT run_id FROM sent")}
+    workspace.load("logged_spans", _SPANS, _spans(ledger, touched))
+    workspace.load("logged_singles", _SINGLES, _singles(ledger, touched))
+    _load_undone(workspace, undoing)
+    return files
 
 
 def _undoing(ledger: Ledger, runs: Sequence[Delivered]) -> list[Delivered]:

@@ -421,7 +421,7 @@ class Postgres(Destination[PostgresOptions]):
 
         with self._session(read_only=True) as session:
             table = catalog.table(session, self._sql.relation)
-        if table is None or any(field.name not in table.columns for field in self.shape.fields):
+        if table is None or self._missing(table):
             names = tuple(field.name for field in self.shape.fields)
             yield from (None if row is None else names for row in self._read_all(batch))
             return
@@ -437,7 +437,7 @@ class Postgres(Destination[PostgresOptions]):
 
         with self._session(read_only=True) as session:
             table = catalog.table(session, self._sql.relation)
-        if table is None or any(field.name not in table.columns for field in self.shape.fields):
+        if table is None:
             yield from (Peeked(WRITTEN) for _ in range(len(batch)))
             return
         with self._transaction(self._open()) as session:
@@ -523,7 +523,10 @@ class Postgres(Destination[PostgresOptions]):
             with self._transaction(session):
                 place = catalog.place(session, self._sql.relation)
                 self._marked = place.marker and place.may_mark
-                self._sql = self._fitting(catalog.table(session, self._sql.relation))
+                table = catalog.table(session, self._sql.relation)
+                self._sql = self._fitting(table)
+                if table is not None and (missing := self._missing(table)):  # a dry run makes none
+                    self._sql = self._sql.with_columns(missing)
                 self._straight = self._straight and self._sql.straight
                 # a pooler without a reset query may have kept older stages
                 session.execute(f"DROP TABLE IF EXISTS {STAGE}, {SENT}; {self._sql.stage()}")
@@ -532,6 +535,9 @@ class Postgres(Destination[PostgresOptions]):
             session.autocommit = False
             self._lane = session
         return self._lane
+
+    def _missing(self, table: catalog.Table) -> list[Field]:
+        return [field for field in self.shape.fields if field.name not in table.columns]
 
     def _fitting(self, table: catalog.Table | None) -> Statements:
         """The statements that fit the table as the catalog describes it now."""

@@ -44,6 +44,16 @@ class Relation(Struct, frozen=True):
         )
 
 
+class Widened(Relation, frozen=True):
+    """A table with columns that it does not have yet."""
+
+    rows: str
+
+    @property
+    def sql(self) -> str:
+        return self.rows
+
+
 def check_name(name: str) -> None:
     """ValueError if PostgreSQL would not take the identifier as it is."""
     if "\0" in name or not 0 < len(name.encode()) <= LONGEST_NAME:

@@ -23,6 +23,7 @@ from retl.net.postgres import Session, copied
 from retl.values.sql import literal, quoted
 
 STAGE = "pg_temp.retl_restore"
+PARTLY = "retl_partly"  # whether somebody touched a field since
 
 
 def restore(session: Session, sql: Statements, batch: Batch, count: Callable[[int], None]) -> Found:
@@ -87,7 +88,7 @@ def _stage(session: Session, sql: Statements, batch: Batch, count: Callable[[int
     keys = ", ".join(f"t.{key}" for key in sql.keys)
     session.execute(
         f"CREATE TEMP TABLE {STAGE.partition('.')[2]} ON COMMIT DROP AS SELECT 0 AS {ROW}, ''::text AS op,"
-        f" {keys}, NULL::json AS before, ''::bytea AS {SEEN}, ARRAY[]::boolean[] AS {KEPT}"
+        f" {keys}, NULL::json AS before, ''::bytea AS {SEEN}, ARRAY[]::boolean[] AS {KEPT}, false AS {PARTLY}"
         f" FROM {sql.relation.sql} AS t WHERE false"
     )
     columns = ", ".join([ROW, "op", *sql.keys, "before", SEEN])
@@ -116,19 +117,22 @@ def _value(name: str, types: dict[str, str]) -> str:
 
 def _judge(sql: Statements, types: dict[str, str]) -> str:
     """Per staged row: number, what to do, whether the table has it, whether any column was touched, which
-    compared fields stay, and whether another one is written. Notes the fields that stay."""
-    kept, writes = list[str](), list[str]()
+    compared fields stay, and whether another one is written. Notes whether fields stay, and those whose
+    digest stays: also what the run had left to others is still theirs."""
+    kept, writes, theirs = list[str](), list[str](), list[str]()
     for number, field in enumerate(sql.shape.compared, 1):
         column = f"t.{quoted(field.name)}"
         differs = f"{column}::text IS DISTINCT FROM (s.before ->> {literal(field.name)})"
         touched = f"{digests.digest(column)} IS DISTINCT FROM {digests.part(f's.{SEEN}', number)}"
+        theirs.append(touched)
         kept.append(f"({differs} AND {touched})")
         writes.append(f"({differs} AND NOT {touched})")
     touched = f"{sql.held('t')} IS DISTINCT FROM s.{SEEN}"
     stays = f"CASE WHEN s.op = 'restore' THEN ARRAY[{', '.join(kept)}]::boolean[] END"
     listed = f"s.op, true, {touched}, {stays}, {' OR '.join(writes) or 'false'}"
+    left = f"CASE WHEN s.op = 'restore' THEN ARRAY[{', '.join(theirs)}]::boolean[] END"
     noted = (
-        f"UPDATE {STAGE} AS s SET {KEPT} = {stays} FROM {sql.rows}"
+        f"UPDATE {STAGE} AS s SET {KEPT} = {left}, {PARTLY} = {' OR '.join(kept) or 'false'} FROM {sql.rows}"
         f" WHERE {TO_DO} AND {sql.same_key('t', 's')} RETURNING s.{ROW}, {listed}"
     )
     return (
@@ -179,7 +183,7 @@ def _sets(sql: Statements, types: dict[str, str]) -> str:
     sets = []
     for field in sql.shape.fields:
         column = quoted(field.name)
-        stays = f"s.{KEPT}[{numbers[field.name]}]" if field.compared else f"true = ANY(s.{KEPT})"
+        stays = f"s.{KEPT}[{numbers[field.name]}]" if field.compared else f"s.{PARTLY}"
         value = f"CASE WHEN {stays} THEN t.{column} ELSE {_value(field.name, types)} END"
         sets.append(f"{column} = {value}")
     return ", ".join(sets)

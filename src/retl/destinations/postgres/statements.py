@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from retl.destinations.batch import Field, Mode, Shape, SoftDelete
 from retl.destinations.postgres import digests
 from retl.destinations.postgres.judged import Fit, Judged
 from retl.destinations.postgres.markers import Markers
-from retl.destinations.postgres.relation import Relation
+from retl.destinations.postgres.relation import Relation, Widened
 from retl.destinations.postgres.types import ddl
 from retl.values.sql import literal, quoted
 
@@ -82,6 +83,7 @@ class Statements:
         self.traits = traits or Traits()
         self.fit = fit or Fit()
         self.others = others  # the columns of the table that are not the sync's
+        self.missing = frozenset[str]()  # those of the sync that it does not have yet
         self.rules: Rules | None = None  # of the table, once a batch needed them
         self.markers = Markers(relation, shape.state_id, shape.sync)
         self.names = frozenset(field.name for field in (*shape.key, *shape.fields))
@@ -90,6 +92,17 @@ class Statements:
         self._arbiter = ", ".join(self._key("", field) for field in shape.key)
         self._same_key = self.same_key("t", "s")
         self._absent = f"t.{self.keys[0]} IS NULL"  # after a LEFT JOIN
+
+    def with_columns(self, fields: Sequence[Field]) -> Statements:
+        """The same of a table that has these columns too, empty, as it will once they are made. Only to look:
+        what it names is no table."""
+        empty = ", ".join(f"NULL::{ddl(field.type)} AS {quoted(field.name)}" for field in fields)
+        rows = f"(SELECT *, {empty} FROM {self.rows})"
+        traits = replace(self.traits, ordinary=False)
+        table = Widened(schema=self.relation.schema, name=self.relation.name, rows=rows)
+        made = Statements(table, self.shape, traits, self.fit, self.others)
+        made.missing = frozenset(field.name for field in fields)
+        return made
 
     def same_key(self, one: str, other: str) -> str:
         """Whether two rows have the same key in the table."""
@@ -436,7 +449,7 @@ class Statements:
         touched = f"{digests.digest(f't.{column}')} IS DISTINCT FROM {held}"
         changed = f"{digests.digest(f's.{column}')} IS DISTINCT FROM {held}"
         clash, kept, conflict = f"({differs} AND {touched})", "false", "false"
-        if field.only_if_empty:  # nobody's value is ever overwritten
+        if field.only_if_empty or field.name in self.missing:  # nobody's value is ever overwritten
             return kept, differs, conflict
         if field.conflicts == "target_wins":
             kept = clash

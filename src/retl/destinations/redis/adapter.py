@@ -241,6 +241,7 @@ class Redis(Destination[RedisOptions]):
             form="documents",
             shaping=options.model_dump(include={"value", "ttl"}),
             readable=not appends,
+            entries=options.value == "hash",
             nulls_keep=options.value == "hash",
             expires=options.ttl,
             resolves=self._scripted is not None,
@@ -397,8 +398,11 @@ class Redis(Destination[RedisOptions]):
 
     def resolve(self, batch: Batch, handle: str | None, *, act: bool = True) -> Outcome:
         """The outcome of a batch that a script writes, by its entry in the stamp. Without an entry nothing
-        was applied; if it may act, nothing of it ever will be."""
+        was applied; if it may act, nothing of it ever will be. UNKNOWN if of a stream only the stamp is
+        lost."""
         if self._scripted is None:
+            return Outcome(UNKNOWN)
+        if self._appends is not None and self._appends.forgot(batch, self._stamp.entry(batch)):
             return Outcome(UNKNOWN)
         attempt = self._attempts.get(batch.id, 0)
         known, attempt = resolved(self._stamp, self._wire.server, self._ask_one, batch, attempt, act=act)

@@ -125,14 +125,26 @@ class Appends(Struct, frozen=True):
         """Refused if the key holds something else."""
         return ("XLEN", self.stream)
 
+    def forgot(self, batch: Batch, entry: str) -> bool:
+        """Whether a missing entry says nothing of the batch: the stamp that its run began is lost, by
+        eviction or because somebody deleted it, and the stream is not."""
+        fence = self._answered(("HGET", self.stamp.keys[0], stamp.FENCE)) or b""
+        if fence.partition(b" ")[2] == batch.run_id.encode():
+            return False
+        stored = self._answered(("HGET", self.stamp.keys[0], entry))
+        return stored is None and bool(self._answered(self.length()))
+
     def begin(self, epoch: int, run_id: str) -> None:
         """From now on only this run may add entries. Systemic VOIDED if a newer one has begun."""
-        reply = self.ask(("EVAL", FENCE, 1, self.stamp.keys[0], epoch, run_id))
+        if self._answered(("EVAL", FENCE, 1, self.stamp.keys[0], epoch, run_id)) is not None:
+            raise self._voided()
+
+    def _answered(self, command: Command) -> Any:
+        reply = self.ask(command)
         if isinstance(reply, Refusal):
             code, sentence = judge(reply)
             raise (Unavailable if code in AGAIN else Systemic)(code, f"{self.server}: {sentence}")
-        if reply is not None:
-            raise self._voided()
+        return reply
 
     def _voided(self) -> Systemic:
         return Systemic(
