@@ -213,6 +213,7 @@ def test_every_target_that_can_make_columns_fills_them(tmp_path: Path, target: L
     for one in (planned, done):
         assert (one["updated"], one["unchanged"]) == (ROWS, 0), one
         assert "no column spend any more" in str(one["notes"])
+        assert "ignore" not in str(one["notes"])  # it would never be sent again
     assert target.spent() == ROWS
     again = shop.json("sync", "users")["syncs"][0]
     assert (again["unchanged"], again.get("notes")) == (ROWS, None)
