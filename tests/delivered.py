@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 from tenacity import wait_random_exponential
 
-from retl.delivery.lanes import Answered, Delivery
+from retl.delivery.answered import Answered
+from retl.delivery.lanes import Delivery
 from retl.destinations.api import Destination
 from retl.destinations.batch import Batch, Mode, RowResult
 from retl.model import Limits, Retry

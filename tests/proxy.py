@@ -29,7 +29,7 @@ class Proxy:
         self._listener: socket.socket | None = None
         self._sockets: set[socket.socket] = set()
         self._pumps: list[threading.Thread] = []
-        self._unanswered: dict[socket.socket, bool | None] = {}  # clients whose answer is swallowed
+        self._unanswered: dict[socket.socket, _Unanswered | None] = {}  # clients whose answer is swallowed
         self._forward: Callable[[bytes], bytes] = bytes
         self._backward: Callable[[bytes], bytes] = bytes
 
@@ -95,13 +95,15 @@ class Proxy:
 
         self._forward = forward
 
-    def drop_reply(self, *after: bytes, refuse: bool = False) -> None:
+    def drop_reply(
+        self, *after: bytes, refuse: bool = False, then: Callable[[], object] = lambda: None
+    ) -> None:
         """Once clients have sent these bytes, one after the other: let the server do everything, swallow
         its answer, then reset the connection on which the last of them came, once; or `refuse` from then
-        on."""
+        on. `then`: what somebody else does before the reset."""
 
         def seen(data: bytes) -> bytes:
-            raise _Unanswered(data, refuse)
+            raise _Unanswered(data, refuse, then)
 
         self._forward = self._seeing(list(after), seen)
 
@@ -180,7 +182,7 @@ class Proxy:
                 try:
                     writes.sendall((self._forward if to_server else self._backward)(data))
                 except _Unanswered as request:
-                    self._unanswered[reads] = request.refuse
+                    self._unanswered[reads] = request
                     writes.sendall(request.data)
                 except _Cut as cut:
                     writes.sendall(cut.data)
@@ -192,12 +194,13 @@ class Proxy:
 
     def _swallow(self, server: socket.socket, client: socket.socket) -> None:
         """A piece of an answer that never arrives; the first one is followed by the end."""
-        refuse, self._unanswered[client] = self._unanswered[client], None
-        if refuse is None:
+        request, self._unanswered[client] = self._unanswered[client], None
+        if request is None:
             return
 
         def finish() -> None:
-            if refuse:
+            request.then()
+            if request.refuse:
                 self.refuse()
             for end in (client, server):
                 _abort(end)
@@ -220,10 +223,11 @@ class _Cut(Exception):
 
 
 class _Unanswered(Exception):
-    """What is passed on without an answer, and whether that is the end of all connections."""
+    """What is passed on without an answer, whether that is the end of all connections, and what somebody does
+    before."""
 
-    def __init__(self, data: bytes, refuse: bool) -> None:
-        self.data, self.refuse = data, refuse
+    def __init__(self, data: bytes, refuse: bool, then: Callable[[], object]) -> None:
+        self.data, self.refuse, self.then = data, refuse, then
 
 
 def _nothing(_: bytes) -> bytes:

@@ -345,3 +345,20 @@ def test_show_draws_the_way_from_read_to_delivered(workshop: Workshop) -> None:
         ["delivered", "2", "6.7%"],
         ["updated", "2", "6.7%"],
     ]
+
+
+@pytest.mark.parametrize("number", [20, 48])
+def test_many_rejects_of_a_run_are_told_by_their_reason(workshop: Workshop, number: int) -> None:
+    workshop.warehouse(f"CREATE TABLE many AS SELECT i AS id, 'x' AS segment FROM range({number}) t(i)")
+    workshop.sync(
+        "many",
+        source="{table: many}",
+        key="[id]",
+        contract="{id: {type: integer}, segment: {type: string, one_of: [vip]}}",
+        destination='{type: redis, key: "many:{id}", value: json, ttl: none}',
+    )
+    assert workshop.retl("sync", "--sync", "many").code == 3
+    shown = workshop.retl("show", "many").out
+    assert shown.count("NOT_ONE_OF  segment is not one of") == (20 if number == 20 else 21)
+    assert ("the first 20 of 48" in shown) == (number == 48)
+    assert len(workshop.json("show", "many")["rejects"]) == number

@@ -30,7 +30,7 @@ EXAMPLES, STEPS = (20, 50) if os.environ.get("RETL_TEST_ALL") else (1, 12)
 NEVER = object()  # no value is equal to it
 # Where a run is killed: before anything is sent, before its COMMIT, between COMMIT and its answer, after all answers.
 POINTS = ("delta_written", "batches_opened", "batch_answered", "committing")
-IMAGED = (*POINTS, "images_kept")
+IMAGED = (*POINTS, "images_kept", "digests_kept")
 ERASING = ("erasure_begun", "batch_answered", "target_erased", "file_replaced", "rows_erased", "committing")
 KEEPING = ("target_wins", "newest_wins", "manual")
 EVENTS = {"RETL_LOG_LEVEL": "debug", "RETL_LOG_FORMAT": "json"}  # of a process that tells its events
@@ -67,15 +67,14 @@ class Oracle:
         default_factory=dict
     )  # rows before the last run that wrote them
 
-    def run(self, *, upserts: bool = True, deletes: bool = True, told: bool = True) -> Counter[str]:
-        """What becomes of each row, as numbers; of phases that are not carried out nothing becomes. Without
-        `told` the answers are lost."""
+    def run(self, *, upserts: bool = True, deletes: bool = True) -> Counter[str]:
+        """What becomes of each row, as numbers; of phases that are not carried out nothing becomes."""
         ends, self.images = Counter[str](), {}
         due, gone = self._sent()
         ends["erased"] = len(self.erased & self.mart.keys())
         ends["unchanged"] = OTHERS + len(self.mart) - len(due) - ends["erased"]
         for key, row in due.items() if upserts else ():
-            ends[self._upsert(key, row, told)] += 1
+            ends[self._upsert(key, row)] += 1
         for key in gone if deletes else ():
             ends[self._delete(key)] += 1
         return ends
@@ -134,7 +133,7 @@ class Oracle:
         known = self.left.get(key)
         return known is None or known.dealt != row or known.seen is None
 
-    def _upsert(self, key: str, row: tuple[str, int], told: bool) -> str:
+    def _upsert(self, key: str, row: tuple[str, int]) -> str:
         known, there = self.left.get(key), self.target.get(key)
         if self.strategy == "warehouse_wins":  # it looks at nothing, and marks tell what a lost answer was
             self.target[key] = [*row, there[2] if there else None]
@@ -145,8 +144,7 @@ class Oracle:
             if known is None or known.seen is ABSENT:
                 self.images[key] = None
                 self.target[key] = [*row, None]
-                whole = (*row, None) if told else None
-                self.left[key] = Left(row, list(row) if told else None, None, True, whole)
+                self.left[key] = Left(row, list(row), None, True, (*row, None))
                 return "inserted" if known is None else "updated"
             if self.strategy == "manual":
                 return "queued"
@@ -165,12 +163,9 @@ class Oracle:
         for i in (0, 1):
             there[i] = there[i] if kept[i] else row[i]
         end = ("merged" if writes else "kept") if any(kept) else "written"
-        now: list[Any] | None = [seen[i] if kept[i] else there[i] for i in (0, 1)]
-        note: Any = there[2]
-        if not told:  # of rows that were left alone at least what was known stays
-            now, note = (seen, known.note if known else NEVER) if end == "kept" else (None, NEVER)
-        whole = tuple(there) if told and end == "written" else None
-        self.left[key] = Left(row, now, note, known.owned if known else False, whole)
+        now = [seen[i] if kept[i] else there[i] for i in (0, 1)]
+        whole = tuple(there) if end == "written" else None
+        self.left[key] = Left(row, now, there[2], known.owned if known else False, whole)
         if end == "kept":
             return "kept"
         return ("inserted" if known is None else "updated") + ("+" if end == "merged" else "")
@@ -396,7 +391,7 @@ class Histories(RuleBasedStateMachine):
         if ended.code == 0 or point == "committing":
             self.oracle.run()
         elif point == "batch_answered":  # of the first batch
-            self.oracle.run(upserts=upserts, deletes=not upserts, told=False)
+            self.oracle.run(upserts=upserts, deletes=not upserts)
         self._agree()
 
     def _killed(self, words: list[str], point: str) -> Ended:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from retl.cli.running import sampled
+from retl.destinations.batch import Kind
 from tests.commands import Workshop
 from tests.proxy import Proxy
 from tests.servers import Database, Databases
@@ -559,8 +561,16 @@ def test_a_sync_that_makes_no_rows_plans_updates_and_says_which_rows_are_missing
     columns = {one["name"]: (one["inserted"], one["updated"]) for one in planned["review"]["columns"]}
     assert columns == {"phone": (0, 2), "score": (0, 0)}
     comment = workshop.retl("plan", "people", "--where", "id < 'd'", "--output", "markdown").out
-    assert "| update | `c` |  |  |  | skipped |" in comment
+    assert "| update | `c` |  |  |  | skip |" in comment
     assert "of the first 0 updates" not in comment
+
+
+@pytest.mark.parametrize("verdict", [one.value for one in Kind])
+def test_a_plan_has_one_word_for_rows_and_fields(verdict: str) -> None:
+    (row,) = sampled([{"op": "update", "key": "1", "fields": {}, "verdict": verdict}])
+    (field,) = sampled([{"op": "update", "key": "1", "fields": {"a": [1, 2]}, "verdict": verdict}])
+    words = {"write", "keep", "conflict", "skip", "reject", "retry", "unknown"}
+    assert (row[-1] in words, field[-1]) == (True, row[-1])
 
 
 @pytest.mark.parametrize(

@@ -358,6 +358,20 @@ def test_a_write_without_an_answer_is_made_once_and_overwrites_nobody(
     assert run(workshop)["unchanged"] == 104
 
 
+def test_what_a_killed_run_left_is_not_known_and_stays_if_the_mart_changes_again(
+    tmp_path: Path, people: People
+) -> None:
+    workshop = begun(tmp_path, people, "target_wins", deletes="keep")
+    workshop.warehouse(rows(a=("q", 1), b=("q", 1), c=("p", 1)))
+    assert workshop.process("sync", RETL_CRASH_AT="batch_answered").code == -9
+    assert people.held()["a"] == ("q", 1, None)
+    workshop.warehouse(rows(a=("r", 1), b=("q", 1), c=("p", 1)))
+    found = run(workshop)
+    assert (found["error"], found["conflicts"]["kept"]) == (None, 1)
+    held = people.held()
+    assert (held["a"], held["b"]) == (("q", 1, None), ("q", 1, None))
+
+
 def test_reconcile_reads_rows_one_by_one_and_repairs_what_was_edited(tmp_path: Path, people: People) -> None:
     workshop = begun(tmp_path, people, "warehouse_wins", deletes="keep")
     people.edit("a", "SET phone = 'h'")

@@ -22,7 +22,8 @@ import pytest
 from msgspec.structs import replace
 from tenacity import wait_random_exponential
 
-from retl.delivery import lanes as delivering
+from retl.delivery import lane as delivering
+from retl.delivery.answered import refused_rows, rows_with
 from retl.delivery.failure_rate import FailureRate
 from retl.destinations.batch import (
     ABSENT,
@@ -301,7 +302,7 @@ def test_a_target_that_stays_busy_ends_the_run_and_nothing_is_in_doubt(scene: Sc
         (4, 5, "done", NOT_SENT, 0),
     ]
     assert delivery.retries == 2
-    assert delivery.count(Kind.RETRY) == 4
+    assert rows_with(delivery.answered, Kind.RETRY) == 4
 
 
 def test_a_batch_answered_with_again_is_tried_again(scene: Scene) -> None:
@@ -335,7 +336,7 @@ def test_what_stops_for_good_is_tried_once(scene: Scene) -> None:
     assert scene.world.spans == [(0, 1)]
     assert [(b[2:]) for b in ends(scene)] == [("done", NOT_SENT, n) for n in (1, 0, 0)]
     assert delivery.retries == 0
-    assert delivery.count(Kind.REJECTED) == 0
+    assert rows_with(delivery.answered, Kind.REJECTED) == 0
 
 
 def test_a_bug_of_an_adapter_stops_the_run_and_leaves_its_batch_in_doubt(scene: Scene) -> None:
@@ -439,7 +440,7 @@ def test_where_twice_is_not_once_a_batch_without_evidence_stays_in_doubt(scene: 
     delivery.drain(scene.batches(4, 2))
     assert scene.world.spans == [(0, 1), (2, 3)]
     assert ends(scene) == [(0, 1, "open", None, 0), (2, 3, "done", Outcome(WRITTEN), 1)]
-    assert delivery.count(Kind.UNKNOWN) == 2
+    assert rows_with(delivery.answered, Kind.UNKNOWN) == 2
     assert delivery.answered[0].outcome == DOUBT
 
 
@@ -476,7 +477,7 @@ def test_whatever_comes_after_a_lost_answer_the_batch_stays_in_doubt(
     with pytest.raises((Unavailable, Systemic, Stopped, Later)) as caught:
         delivery.drain(scene.batches(4, 2))
     assert ends(scene) == [(0, 1, "done", DOUBT, len(answers)), (2, 3, "done", NOT_SENT, 0)]
-    assert delivery.count(Kind.UNKNOWN) == 2
+    assert rows_with(delivery.answered, Kind.UNKNOWN) == 2
     if isinstance(answers[-1], Ambiguous):
         assert isinstance(caught.value, Unavailable)
         assert (caught.value.code, caught.value.message) == ("RESET", "the connection was reset")
@@ -587,8 +588,8 @@ def test_a_bad_row_costs_only_itself(scene: Scene, poison: set[int]) -> None:
     delivery = scene.delivery()
     delivery.drain(scene.batches(7, 7))
     assert scene.world.objects.keys() == set(range(7)) - poison
-    assert delivery.count(Kind.REJECTED) == len(poison)
-    assert delivery.count(Kind.WRITTEN) == 7 - len(poison)
+    assert rows_with(delivery.answered, Kind.REJECTED) == len(poison)
+    assert rows_with(delivery.answered, Kind.WRITTEN) == 7 - len(poison)
     refused = {
         one.first + row: one.outcome.result(row)
         for one in delivery.answered
@@ -725,8 +726,8 @@ def test_refused_rows_are_sent_again_as_one_batch_and_their_answers_replaced(sce
     scene.world.answers.extend([took({0: TWIN, 1: BAD}), took(), took(default=TWIN), took({1: TWIN})])
     delivery = scene.delivery()
     delivery.drain(scene.batches(9, 3))
-    assert delivery.refused({"23505"}, deletes=False) == [0, 6, 7, 8]
-    assert delivery.refused({"23505"}, deletes=True) == []
+    assert refused_rows(delivery.answered, {"23505"}, deletes=False) == [0, 6, 7, 8]
+    assert refused_rows(delivery.answered, {"23505"}, deletes=True) == []
     assert delivery.repeat(repeated(scene, [0, 6, 8]), [0, 6, 8]) == 2
     assert scene.world.spans == [(0, 2), (3, 5), (6, 8), (0, 2)]
     assert scene.world.objects.keys() == {0, 2, 3, 4, 5, 8}
@@ -735,7 +736,7 @@ def test_refused_rows_are_sent_again_as_one_batch_and_their_answers_replaced(sce
         (3, 5, "done", Outcome(WRITTEN), 1),
         (6, 8, "done", Outcome(TWIN, {2: WRITTEN}), 1),
     ]
-    assert delivery.count(Kind.REJECTED) == 3
+    assert rows_with(delivery.answered, Kind.REJECTED) == 3
     assert scene.world.opened == 1
 
 
@@ -763,7 +764,7 @@ def test_while_refused_rows_are_sent_again_the_ledger_holds_them_in_doubt(scene:
     delivery.drain(scene.batches(6, 3))
     delivery.repeat(repeated(scene, [0, 3, 4, 5]), [0, 3, 4, 5])
     assert known == [[Outcome(UNKNOWN, {1: BAD, 2: WRITTEN}), DOUBT]]
-    assert delivery.count(Kind.WRITTEN) == 5
+    assert rows_with(delivery.answered, Kind.WRITTEN) == 5
 
 
 @pytest.mark.parametrize(
@@ -785,11 +786,21 @@ def test_a_repetition_that_fails_leaves_the_first_answer_unless_it_is_not_known(
     assert ends(scene) == [(0, 2, "done", Outcome(WRITTEN, found), 1)]
 
 
+def test_a_repetition_that_is_held_off_for_long_ends_the_run_once_it_is_recorded(scene: Scene) -> None:
+    hour = Unavailable("429", "slow down", retry_after=3600)
+    scene.world.answers.extend([took(default=TWIN), took({1: BUSY}), fails(hour)])
+    delivery = scene.delivery()
+    delivery.drain(scene.batches(2, 2))
+    with pytest.raises(Later, match="slow down"):
+        delivery.repeat(repeated(scene, [0, 1]), [0, 1])
+    assert ends(scene) == [(0, 1, "done", Outcome(WRITTEN, {1: BUSY}), 1)]
+
+
 def test_a_refused_row_of_a_batch_that_was_split_is_found(scene: Scene) -> None:
     scene.world.answers.extend([fails(Poisoned("BAD_ROW", "bad")), took({0: TWIN}), took(default=TWIN)])
     delivery = scene.delivery()
     delivery.drain(scene.batches(2, 2))
-    assert delivery.refused({"23505", "23503"}, deletes=False) == [0, 1]
+    assert refused_rows(delivery.answered, {"23505", "23503"}, deletes=False) == [0, 1]
     assert delivery.repeat(repeated(scene, [0, 1]), [0, 1]) == 2
     assert scene.world.objects.keys() == {0, 1}
     assert [b[2:4] for b in ends(scene)][1:] == [("done", Outcome(WRITTEN))] * 2
@@ -939,7 +950,7 @@ def test_every_end_is_counted_by_rows(scene: Scene) -> None:
     scene.world.answers.extend([took({0: BAD, 1: PRESENT}), took({0: UNKNOWN}, default=ABSENT)])
     delivery = scene.delivery()
     delivery.drain(scene.batches(8, 4))
-    counts = {kind: delivery.count(kind) for kind in Kind}
+    counts = {kind: rows_with(delivery.answered, kind) for kind in Kind}
     assert counts == {
         Kind.WRITTEN: 2,
         Kind.SKIPPED: 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,9 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from retl_demo import oracle, servers, stage, warehouse
 from retl_demo.oracle import LANDINGS, Difference, Motion
+from retl_demo.show import Story
 from tests.commands import Workshop
 
 FOREIGN = {  # what a user's own environment may say, and the demo must never act on
@@ -104,6 +107,16 @@ def test_the_demo_ends_well_and_says_so(tmp_path: Path, temporary: Path) -> None
     assert all((folder / "dashboard" / one["path"]).is_file() for one in latest["files"])
     assert "latest.json" in (folder / "dashboard" / "index.html").read_text()
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_no_number_is_cut_on_a_narrow_terminal(width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    numbers = [164_696, 93_345, 18_669, 2_020, 12, 3.4]
+    headers = ("sync", "read", "unchanged", "inserted", "updated", "deleted", "seconds")
+    Story(console).table(headers, [["product_recommendations", *numbers]], "retl sync --all")
+    drawn = console.export_text()
+    assert all(cell in drawn for cell in ("164,696", "93,345", "18,669", "2,020", "12", "3.4")), drawn
 
 
 def test_the_project_it_leaves_behind_is_whole(tmp_path: Path) -> None:

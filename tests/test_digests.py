@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from msgspec.structs import replace
 from psycopg.errors import FeatureNotSupported
 
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.destinations.batch import WRITTEN, Batch, Field, Kind, Outcome, RowResult, Shape
 from retl.destinations.postgres.adapter import Postgres, PostgresOptions
 from retl.engine import baseline
@@ -52,7 +53,7 @@ class Returned:
     def images(self, batch: Batch, chunks: Iterable[bytes]) -> None:
         raise AssertionError("the shape asks for no images")
 
-    def keep(self, batch: Batch) -> None:
+    def keep(self, batch: Batch, *, images: bool) -> None:
         """Nothing to keep."""
 
     def forget(self, batch: Batch) -> None:
@@ -67,7 +68,7 @@ def target(database: Database, shape: Shape = SHAPE) -> Postgres:
 
 def write(destination: Postgres, rows: Sequence[tuple[Any, ...]], mode: Any = "upsert") -> Returned:
     found = Returned()
-    batch = Rows(destination.shape, rows).batch(mode, run_id=f"run-{id(found)}")
+    batch = Rows(destination.shape, rows).batch(mode, run_id=f"run-{uuid4().hex}")
     answer = destination.write(replace(batch, returns=found))
     assert isinstance(answer, Outcome)
     return found
@@ -178,7 +179,7 @@ def test_what_was_returned_is_durable_with_the_answer_and_goes_with_the_delta(
     scene: tuple[Scene, Workspace],
 ) -> None:
     made, workspace = scene
-    answers = Answers(workspace, RUN, CHANGES, made.ledger.put_file)
+    answers = Answers(workspace, RUN, CHANGES, made.ledger)
     run = RunJournal(made.ledger, made.lock, RUN, every=False, answers=answers)
     first, second, third = made.batches(6, 2)
     run.open([first, second, third])
@@ -205,7 +206,7 @@ def test_of_two_files_with_a_row_the_later_one_holds(scene: tuple[Scene, Workspa
     path = delta("1", sent("a", "b", "c"))
     rows = Rows(SHAPE, [("a", "", 1), ("b", "", 2), ("c", "", 3)])
     numbers = iter((64_000_000, 128_000_000))
-    answers, files = Answers(workspace, RUN, CHANGES, made.ledger.put_file, files=numbers), []
+    answers, files = Answers(workspace, RUN, CHANGES, made.ledger, files=numbers), []
     for told in (b"0,\\x0a\n1,\\x0b\n", b"0,\\x0e\n2,\\x0c\n"):
         answers.digests(rows.batch(), [told])
         files.append(answers.collect([rows.batch()]))
@@ -219,7 +220,7 @@ def test_seen_joins_the_baseline_with_the_answer_and_survives_a_snapshot(
     scene: tuple[Scene, Workspace], delta: Any, tmp_path: Path
 ) -> None:
     made, workspace = scene
-    answers = Answers(workspace, RUN, CHANGES, made.ledger.put_file)
+    answers = Answers(workspace, RUN, CHANGES, made.ledger)
     path = delta("1", sent("a", "b", "c"))
     rows = Rows(SHAPE, [("a", "", 1), ("b", "", 2), ("c", "", 3)])
     answers.digests(rows.batch(first=0, last=1), [b"0,\\x0a\n1,\\x0b\n"])

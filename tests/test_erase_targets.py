@@ -215,6 +215,12 @@ def test_a_new_sync_and_a_new_key_are_told_of_erasures_that_they_know_nothing_of
     for words in (("--dry-run",), ()):
         (new,) = workshop.json("sync", "--sync", "new", *words)["syncs"]
         assert told in " ".join(new["notes"])
+        assert "1 row of these has a key that was erased there" in " ".join(new["notes"])
+    workshop.sync("mails", key="[email]", destination="{connection: sql, table: mails, create: true}")
+    (mails,) = workshop.json("sync", "--sync", "mails", "--dry-run")["syncs"]
+    assert told in " ".join(mails["notes"])
+    assert "erased there" not in " ".join(mails["notes"])
+    (workshop.folder / "syncs" / "mails.yml").unlink()
     erased(workshop, "--sync", "new", "--key", "5")
     (new,) = workshop.json("sync", "--sync", "new")["syncs"]
     assert (new["skipped"], told in " ".join(new["notes"])) == (1, False)

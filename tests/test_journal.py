@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.destinations.batch import MODES, UNKNOWN, WRITTEN, Batch, Kind, Outcome, RowResult
 from retl.errors import LedgerError
 from retl.ledger import open_ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,35 @@ def test_what_is_known_of_a_killed_run_is_shown(workshop: Workshop) -> None:
         0,
     )
     assert workshop.json("show")["so_far"] == {}
+
+
+def page_of(workshop: Workshop, run_id: str) -> str:
+    """The text of the report of a run, without its marks."""
+    workshop.json("report", run_id, "--out", "page.html")
+    return re.sub(r"(\s|<[^>]*>)+", " ", (workshop.folder / "page.html").read_text())
+
+
+def test_the_page_of_a_run_that_has_not_ended_has_what_is_known_of_it(workshop: Workshop) -> None:
+    assert workshop.process("sync", RETL_CRASH_AT="batch_answered:2").code == KILLED
+    killed = workshop.json("show")["run_id"]
+    page = page_of(workshop, killed)
+    assert f" due {ROWS} written so far 5 deleted so far 0 rejected so far 0 " in page
+    assert " Rows so far " in page
+    assert f" without answer 5 not attempted {ROWS - 10} " in page
+    assert " read 0 " not in page
+    done, _, found = settled(workshop)
+    assert "Sent before without an answer" in page_of(workshop, done["run_id"])
+    assert all(
+        f" {name.replace('_', ' ')} {number} " in page_of(workshop, done["run_id"])
+        for name, number in found.items()
+    )
+
+
+def test_the_page_of_a_run_that_sent_nothing_yet_claims_no_numbers(workshop: Workshop) -> None:
+    assert workshop.process("sync", RETL_CRASH_AT="run_started").code == KILLED
+    page = page_of(workshop, workshop.json("show")["run_id"])
+    assert " read unknown delivered unknown " in page
+    assert " Rows " not in page
 
 
 def test_a_run_killed_before_it_sent_anything_has_no_numbers(workshop: Workshop) -> None:

@@ -175,9 +175,35 @@ ledger.finish(end, Checkpoint("users", "o", "run-1", lock.epoch), RejectChanges(
     assert ([one.head_no for one in ledger.chains()], ledger.verify("users")) == ([1], [])
 
 
-def test_halves_take_the_place_of_their_batch(ledger: Ledger) -> None:
+def test_what_a_batch_returns_is_there_until_its_outcome_is(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "returns").write_bytes(b"0,\\x00\n1,\\x01\n7,\\x07\n")
+    epoch = running(ledger)
+    ledger.put_returned("run-1", "b0", tmp_path / "returns")
+    assert ledger.returned("b0", tmp_path) is None, "nobody opened it"
+    ledger.open_batches("run-1", epoch, [batch(0), batch(1)])
+    for name in ("b0", "b1"):
+        ledger.put_returned("run-1", name, tmp_path / "returns")
+    ledger.forget_stored("users", {"run-1": {101}})  # a position in b1, which begins at 100
+    first, second = (ledger.returned(name, tmp_path) for name in ("b0", "b1"))
+    assert first is not None
+    assert second is not None
+    assert first.read_bytes() == (tmp_path / "returns").read_bytes()
+    assert second.read_bytes() == b"0,\\x00\n7,\\x07\n"
+    done = [Acknowledgement("b0", Outcome(WRITTEN))]
+    ledger.acknowledge("run-1", epoch, done, stored=False)  # as if the process had died here
+    assert ledger.returned("b0", tmp_path) is not None
+    ledger.put_returned("run-1", "b0", tmp_path / "returns")
+    ledger.tidy("users", 0)
+    assert [ledger.returned(name, tmp_path) is None for name in ("b0", "b1")] == [True, False]
+    ledger.acknowledge("run-1", epoch, [Acknowledgement("b1", Outcome(WRITTEN))])
+    assert ledger.returned("b1", tmp_path) is None
+
+
+def test_halves_take_the_place_of_their_batch(ledger: Ledger, tmp_path: Path) -> None:
     epoch = running(ledger)
     ledger.intend("run-1", epoch, batch(), b"too large")
+    (tmp_path / "returns").write_bytes(b"x")
+    ledger.put_returned("run-1", "b0", tmp_path / "returns")
     halves = [replace(batch(), batch_id="left", last=49), replace(batch(), batch_id="right", first=50)]
     ledger.split("run-1", epoch, "b0", halves)
     assert [(b.batch_id, b.status) for b in ledger.batches("run-1")] == [
@@ -186,6 +212,7 @@ def test_halves_take_the_place_of_their_batch(ledger: Ledger) -> None:
         ("right", "open"),
     ]
     assert ledger.request("run-1", "b0") is None
+    assert ledger.returned("b0", tmp_path) is None
 
 
 def test_deltas_are_those_that_the_snapshot_does_not_hold(ledger: Ledger) -> None:
@@ -234,7 +261,7 @@ def test_where_nothing_was_delivered_there_is_no_checkpoint(ledger: Ledger) -> N
 
 
 def delivered(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> int:
-    """A run that left a delta, a snapshot, a checkpoint, and a batch in doubt with its request."""
+    """A run that left a delta, a snapshot, a checkpoint, and a batch in doubt with its request and returns."""
     with take(ledger, sync) as lock:
         ledger.begin(start(lock.epoch, run_id, sync, object))
         epoch = int(lock.epoch)
@@ -243,12 +270,13 @@ def delivered(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str)
         ledger.put_file(name, folder / "file")
     ledger.record_delta(run_id, epoch, f"delta-{run_id}", 7, {"what": "ab"})
     ledger.intend(run_id, epoch, replace(batch(), batch_id=run_id), b"body")
+    ledger.put_returned(run_id, run_id, folder / "file")
     ledger.finish(ended(run_id, epoch), Checkpoint(sync, object, run_id, epoch, f"snapshot-{run_id}"), NONE)
     return epoch
 
 
 def held(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> list[bool]:
-    """What of that is still there: delta, checkpoint, delta, snapshot, request."""
+    """What of that is still there: delta, checkpoint, delta, snapshot, request and returns."""
 
     def readable(name: str) -> bool:
         try:
@@ -257,6 +285,7 @@ def held(ledger: Ledger, folder: Path, run_id: str, sync: str, object: str) -> l
             return False
         return True
 
+    assert (ledger.request(run_id, run_id) is None) is (ledger.returned(run_id, folder) is None)
     return [
         bool(ledger.deltas(sync, object)),
         ledger.checkpoint(sync, object) is not None,
@@ -515,13 +544,15 @@ def test_a_reset_forgets_what_was_delivered_and_its_files(ledger: Ledger, tmp_pa
     assert ledger.rejects() == []
 
 
-def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
+def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger, tmp_path: Path) -> None:
     epochs = {}
+    (tmp_path / "returns").write_bytes(b"x")
     for run_id in ("refused", "older", "compacted", "newer", "last"):
         epochs[run_id] = running(ledger, run_id)
         if run_id != "refused":
             ledger.record_delta(run_id, epochs[run_id], f"delta-{run_id}", 1, {})
         ledger.intend(run_id, epochs[run_id], replace(batch(), batch_id=run_id), b"body")
+        ledger.put_returned(run_id, run_id, tmp_path / "returns")
         if run_id not in ("refused", "newer"):
             ledger.acknowledge(run_id, epochs[run_id], [Acknowledgement(run_id, Outcome(WRITTEN))])
         point = Checkpoint("users", OBJECT, run_id, epochs[run_id], "snapshot", epochs.get("compacted", 0))
@@ -534,6 +565,7 @@ def test_pruning_keeps_every_run_the_baseline_stands_on(ledger: Ledger) -> None:
     assert ledger.batches("refused") == []
     assert ledger.request("refused", "refused") is None
     assert ledger.request("newer", "newer") == b"body"
+    assert [ledger.returned(name, tmp_path) is None for name in ("refused", "newer")] == [True, False]
 
 
 def test_run_files_come_back_byte_for_byte(ledger: Ledger, tmp_path: Path) -> None:

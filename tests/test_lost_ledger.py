@@ -196,6 +196,71 @@ def test_what_would_stay_twice_is_not_sent_by_a_command_that_found_the_ledger_to
     assert (workshop.retl("sync").code, len(api.events)) == (0, ROWS + 1)
 
 
+@pytest.mark.parametrize("jobs", ["1", "4"])
+def test_an_upsert_is_not_sent_by_a_command_that_found_that_the_ledger_is_another_one(
+    workshop: Workshop, api: Api, postgres: Database, jobs: str
+) -> None:
+    workshop.use(postgres=postgres)
+    workshop.write("retl.yml", CONNECTION)
+    workshop.sync("a_tool", destination=USERS)
+    workshop.sync("users", **SEEING)
+    assert workshop.retl("sync").code == 0
+    erased = workshop.retl("erase", "--sync", "users", "--key", "5", "--reason", "4711")
+    assert erased.code == 0, erased.err
+    shutil.rmtree(workshop.folder / ".retl")
+    api.users.clear()
+    for words in (("--dry-run",), ()):
+        said = workshop.retl("sync", "--jobs", jobs, *words, "--output", "json")
+        ends = {one["sync"]: one["error"] for one in said.document["syncs"]}
+        assert (said.code, ends["a_tool"]["code"], ends["users"]["code"]) == (3, "STATE_LOST", "STATE_LOST")
+        assert "of people who were erased" in ends["a_tool"]["message"]
+        assert "must be erased again first" in ends["a_tool"]["hint"]
+    assert not api.users
+    assert workshop.retl("sync", "--jobs", jobs, "--accept", "STATE_LOST").code == 0
+    assert len(api.users) == ROWS
+
+
+def test_an_upsert_that_the_new_ledger_knows_is_sent_beside_a_target_that_knows_another_one(
+    workshop: Workshop, api: Api, postgres: Database
+) -> None:
+    workshop.use(postgres=postgres)
+    workshop.write("retl.yml", CONNECTION)
+    workshop.sync("users", **SEEING)
+    assert workshop.retl("sync").code == 0
+    shutil.rmtree(workshop.folder / ".retl")
+    workshop.sync("a_tool", destination=USERS)
+    assert workshop.retl("sync", "a_tool").code == 0
+    workshop.warehouse("INSERT INTO users VALUES (31, 'u31@example.com', 1)")
+    said = workshop.retl("sync", "--output", "json")
+    assert [one["status"] for one in said.document["syncs"]] == ["SUCCESS", "REFUSED"]
+    assert len(api.users) == ROWS + 1
+
+
+def test_an_upsert_is_not_sent_from_a_ledger_that_another_sync_found_too_old(
+    workshop: Workshop, api: Api, postgres: Database
+) -> None:
+    workshop.use(postgres=postgres)
+    workshop.write("retl.yml", CONNECTION)
+    workshop.sync("a_tool", destination=USERS)
+    workshop.sync("users", **SEEING)
+    state = workshop.folder / ".retl"
+    assert workshop.retl("sync").code == 0
+    shutil.copytree(state, workshop.folder / "kept")
+    workshop.warehouse("INSERT INTO users VALUES (31, 'u31@example.com', 1)")
+    assert workshop.retl("sync", "users").code == 0
+    shutil.rmtree(state)
+    shutil.copytree(workshop.folder / "kept", state)
+    said = workshop.retl("sync", "--output", "json")
+    ends = {one["sync"]: one["error"]["code"] for one in said.document["syncs"]}
+    assert (said.code, ends, len(api.users)) == (
+        3,
+        {"a_tool": "STATE_BEHIND", "users": "STATE_BEHIND"},
+        ROWS,
+    )
+    assert workshop.retl("sync", "--accept", "STATE_BEHIND").code == 0
+    assert len(api.users) == ROWS + 1
+
+
 def test_a_watch_lets_those_look_first_that_can_tell_a_ledger_that_is_too_old(
     workshop: Workshop, api: Api, postgres: Database
 ) -> None:

@@ -238,6 +238,8 @@ def test_a_look_is_a_run_that_changes_nothing_that_is_sent(workshop: Workshop, p
     reconciled(workshop)
     shown = workshop.json("show")
     assert (shown["purpose"], shown["status"], shown["reconcile"]["edited"]) == ("reconcile", "SUCCESS", 1)
+    assert shown["drifted"] is True
+    assert "SUCCESS, and exit code 1, because the target drifted" in workshop.retl("show").out
     (after,) = workshop.json("status")["syncs"]
     assert (after["last_success"], after["drift"]) == (before["last_success"], 1)
     assert "retl reconcile users" in after["next"]
@@ -264,6 +266,8 @@ def test_a_sample_compares_so_many_rows_and_looks_for_no_other_key(
     execute(postgres, "UPDATE crm.users SET spend = -1; INSERT INTO crm.users VALUES (900, 'theirs', 1)")
     found = reconciled(workshop, "--sample", "7")
     assert (found["edited"], found["sampled"], found["extra"], found["same"]) == (7, 7, None, 0)
+    assert "of 7 rows drawn at random:" in workshop.retl("show").out
+    assert "each row of the mart, one by one:" in workshop.retl("reconcile", "users", "--sample", "999").out
     workshop.retl("reconcile", "users", "--sample", "7", "--repair")
     assert column(postgres, "SELECT count(*) FROM crm.users WHERE spend = -1") == [ROWS - 7]
 
@@ -432,3 +436,17 @@ def test_a_sync_that_asks_for_it_is_compared_after_a_good_run(workshop: Workshop
     assert "drifted" not in str(run(workshop).get("notes"))
     (line,) = workshop.json("status")["syncs"]
     assert (line["drift"], "`retl reconcile users`" in line["next"]) == (1, True)
+
+
+@pytest.mark.parametrize("strategy", ["target_wins", "manual"])
+def test_edits_that_a_strategy_keeps_ask_for_nothing(
+    workshop: Workshop, postgres: Database, strategy: str
+) -> None:
+    workshop.sync("users", **MIRROR, conflicts=strategy, reconcile="{every: 1s}")
+    run(workshop)
+    execute(postgres, "UPDATE crm.users SET email = 'theirs' WHERE user_id = 3")
+    time.sleep(1.1)
+    notes = str(run(workshop)["notes"])
+    assert ("drifted" in notes, "(1 edited), and `conflicts` keeps that" in notes) == (False, True)
+    (line,) = workshop.json("status")["syncs"]
+    assert (line["drift"], line["next"]) == (1, "")

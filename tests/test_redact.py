@@ -19,9 +19,9 @@ from retl.app.sources import Sources
 from retl.net.messages import Reply
 from retl.net.proxy import Proxy
 from retl.observe import redact as redaction
+from retl.observe.mask import MASK
 from retl.observe.redact import (
     BRIEF,
-    MASK,
     redact,
     register,
     register_brief,

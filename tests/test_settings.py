@@ -23,6 +23,7 @@ from retl.project.settings import (
     project_folder,
     read,
 )
+from tests.commands import Workshop
 
 
 @pytest.fixture(autouse=True)
@@ -214,3 +215,21 @@ def test_a_wrong_setting_is_told_in_words_of_retl(tmp_path: Path) -> None:
     for model, environ in ((RedisSettings, {"REDIS_DB": "one"}), (Settings, {"RETL_LOG_FORMAT": "yaml"})):
         said = refusal(tmp_path, model, **environ).message
         assert not any(raw in said for raw in ("Value error", "unable to parse", "Input should")), said
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o644, True), (0o640, True), (0o600, False)])
+def test_a_file_of_secrets_that_others_can_read_is_warned_about(
+    tmp_path: Path, mode: int, warns: bool
+) -> None:
+    shop = Workshop(tmp_path / "shop")
+    shop.write("retl.yml", "connections: {out: {type: sqlite, path: out.db}}\n")
+    shop.sync("users", destination="{connection: out, table: users, create: true}")
+    file = shop.folder / "config.env"
+    file.write_text("CRM_PASSWORD=hunter22\nHOST=h\nOTHER_TOKEN_FILE=/run/x\nSOME_URL=https://a:pw123@b\n")
+    file.chmod(mode)
+    for command in ("validate", "check"):
+        said = shop.retl(command)
+        assert ("chmod 600 config.env" in said.out, "hunter22" in said.out) == (warns, False), said.out
+        assert shop.json(command)["exposed_variables"] == (["CRM_PASSWORD", "SOME_URL"] if warns else [])
+    file.write_text("HOST=h\n")
+    assert "chmod" not in shop.retl("validate").out

@@ -27,6 +27,8 @@ other exception is a bug and stops the run.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from msgspec import Struct
@@ -120,6 +122,16 @@ class Stopped(RetlError):
 
 class Failure(RetlError):
     """The run could not be done."""
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Failure FILE_UNWRITABLE for a file that a user named and that cannot be written."""
+    try:
+        yield
+    except OSError as problem:
+        message = f"{path} cannot be written: {problem.strerror}"
+        raise Failure("FILE_UNWRITABLE", message, hint="name a file in a folder that is there") from None
 
 
 class SourceError(Failure):

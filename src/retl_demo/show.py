@@ -54,7 +54,12 @@ class Story:
         drawn = Table(box=box.SIMPLE_HEAD, show_edge=False)
         for i, header in enumerate(headers):
             right = all(isinstance(row[i], int | float) for row in rows)
-            drawn.add_column(Text(header), justify="right" if right else "left", no_wrap=True)
+            least = (
+                max((len(_cell(row[i])) for row in rows), default=0) if right else None
+            )  # no number is cut
+            drawn.add_column(
+                Text(header), justify="right" if right else "left", no_wrap=True, min_width=least
+            )
         for row in rows:
             drawn.add_row(*(Text(_cell(value)) for value in row))
         self.console.print()

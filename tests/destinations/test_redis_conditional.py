@@ -46,8 +46,9 @@ class Returned:
         pairs = (line.decode().split(",", 1) for line in b"".join(chunks).splitlines())
         self.before |= {int(n): read_image(said[1:-1].replace('""', '"')) for n, said in pairs}
 
-    def keep(self, batch: Batch) -> None:
-        self.kept.append(self.before)
+    def keep(self, batch: Batch, *, images: bool) -> None:
+        if images:
+            self.kept.append(self.before)
         if self.meanwhile:
             self.meanwhile.pop(0)()
 

@@ -36,7 +36,13 @@ def exit_code(problem: BaseException) -> int:
 def _unexpected(problem: BaseException) -> tuple[str, str, str | None]:
     if isinstance(problem, KeyboardInterrupt):
         return "SIGINT", "stopped by SIGINT", "run the same command again; it carries on"
-    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(problem, OSError) and problem.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (
+            "FILE_UNWRITABLE",
+            f"a file cannot be read or written: {problem.strerror}",
+            "let this user write there; --debug shows which file",
+        )
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return "DISK_FULL", f"a file cannot be written: {problem.strerror}", "free space and run again"
     if isinstance(problem, MemoryError):
         return "OUT_OF_MEMORY", "there is not enough memory", None

@@ -134,7 +134,7 @@ def _state(
 ) -> State:
     good, last = ledger.last_success(sync.name), ledger.last_run(sync.name)
     pause = ledger.paused(sync.name)
-    drift = looked.drift if (looked := ledger.last_reconcile(sync.name, partial=True)) else None
+    looked = ledger.last_reconcile(sync.name, partial=True)
     newest = max(ledger.checkpoints(sync.name), key=_touched, default=None)
     ended = (good.finished_at or good.started_at) if good else None
     age = (now - ended).total_seconds() if ended else None
@@ -162,12 +162,12 @@ def _state(
         untouched_days=untouched if untouched >= UNTOUCHED.days else None,
         paused=pause,
         reconciled_at=looked.started_at if looked else None,
-        drift=drift,
+        drift=looked.drift if looked else None,
         open_erasures=len(erasing),
         next=_resume(pause, erasing)
         or _urgent(sync, last, doubtful, _held(held, now))
         or _due(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, queued=queued)
-        or _drifted(sync, drift)
+        or _drifted(sync, looked)
         or (_ADOPT if good and sends_first(sync) else "")
         or _heard(topic),
         notes=standing.told(ledger, sync.name),
@@ -260,7 +260,11 @@ def _heard(topic: Mapping[str, Any] | None) -> str:
     return f"{skipped}, last {topic['last_skipped']}" if topic["skipped"] else ""
 
 
-def _drifted(sync: Sync, drift: int | None) -> str:
+def _drifted(sync: Sync, looked: RunRow | None) -> str:
+    """What to do about drift; nothing about edits that `conflicts` keeps."""
+    if looked is None:
+        return ""
+    drift = looked.drift - (looked.edits if sync.conflicts.how != "warehouse_wins" else 0)
     return f"`retl reconcile {sync.name}`: the target drifted in {counted(drift, 'key')}" if drift else ""
 
 

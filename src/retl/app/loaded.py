@@ -24,6 +24,7 @@ from retl.app.selection import select
 from retl.app.sources import Sources
 from retl.errors import DefinitionError, Place
 from retl.model import Hours, Limits
+from retl.observe.mask import MASK
 from retl.observe.redact import register_model
 from retl.project import parameters
 from retl.project.alerts import Alert
@@ -33,7 +34,7 @@ from retl.project.settings import Environment, Settings
 from retl.project.then import FollowUp
 from retl.project.triggers import Trigger
 from retl.project.validation import each, raise_all, validate
-from retl.project.variables import MASK, Filled, Missing, fill, named_in, unset
+from retl.project.variables import Filled, Missing, fill, named_in, unset
 from retl.project.yamlfile import Loc
 from retl.run.job import Follower, Target
 from retl.sources.api import Source, own_pace

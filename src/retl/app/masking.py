@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from retl.app.loaded import LoadedProject
     from retl.project.definitions import Sync
 
-MASK = "***"
-
 
 def hides_key(project: LoadedProject, sync: str) -> bool:
     """Whether to mask this sync's keys. Also if it is unknown: the sync is no longer defined, or only its own
@@ -28,7 +26,7 @@ def sensitive_columns(project: LoadedProject, sync: Sync) -> set[str]:
     "*" stands for those that the contract does not name."""
     rules = contract_columns(sync, project.folder)
     written = {name for name, one in rules.items() if one.get("sensitive")}
-    if sync.source.dbt is None:
+    if sync.source.dbt is None and not _may_inherit(project, sync):
         return written
     try:
         documented = project.source(sync, offline=True).documented()
@@ -36,6 +34,14 @@ def sensitive_columns(project: LoadedProject, sync: Sync) -> set[str]:
         return written.union(sync.key)
     marked = {name for name, one in documented.items() if one.sensitive}
     return written | marked | {name for name in sync.key if name.lower() in marked}
+
+
+def _may_inherit(project: LoadedProject, sync: Sync) -> bool:
+    """Whether dbt may say something of tables that a SELECT reads."""
+    from retl.sources import dbt
+
+    folder = project.folder / project.warehouse.dbt
+    return sync.source.from_ is None and (folder / dbt.MANIFEST).is_file()
 
 
 def contract_columns(sync: Sync, folder: Path) -> dict[str, dict[str, Any]]:

@@ -31,7 +31,8 @@ def run_all(
 
     A sync is BLOCKED if a sync in its `after` did not succeed. Syncs on one object take turns. Otherwise the
     order of `work` is kept, except that syncs which cannot tell a ledger that is too old (`Job.is_blind`)
-    come after those that can, and are refused if one of those found it.
+    come after those that can, and are refused if one of those found it. With several jobs only those wait
+    that must (`Job.waits`).
     """
     late = _late(work)
     work = {name: work[name] for name in sorted(work, key=lambda name: name in late)}
@@ -79,6 +80,7 @@ class _Together(Struct):
     run: Callable[[Job], Summary]
     fail_fast: bool
     jobs: int
+    late: set[str] = field(default_factory=set)  # they wait for those that can tell
     done: dict[str, Summary] = field(default_factory=dict)
     active: set[str] = field(default_factory=set)
     waiting: dict[str, threading.Event] = field(default_factory=dict)  # the oldest first
@@ -87,6 +89,7 @@ class _Together(Struct):
     )
 
     def run_all(self) -> dict[str, Summary]:
+        self.late = {name for name, job in self.work.items() if job.waits}
         with ThreadPoolExecutor(max(len(self.work), 1), thread_name_prefix="retl-sync") as pool:
             try:
                 while len(self.done) < len(self.work):
@@ -110,9 +113,10 @@ class _Together(Struct):
             raise what
 
     def _start(self, pool: ThreadPoolExecutor) -> None:
+        tell = self._tell()
         for name in self._pending():
             job = self.work[name]
-            before = [*job.sync.earlier, *(self._tell() if job.is_blind else ())]
+            before = [*job.sync.earlier, *(tell if name in self.late else ())]
             if any(one in self.work and one not in self.done | self.waiting for one in before):
                 continue
             if (reason := _reason(job, self.done, self.fail_fast)) is not None:
@@ -138,7 +142,7 @@ class _Together(Struct):
             return
 
     def _tell(self) -> list[str]:
-        """The syncs that a blind one waits for."""
+        """The syncs that others wait for, because they can tell."""
         late = _late(self.work)
         return [name for name in self.work if name not in late]
 

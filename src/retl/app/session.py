@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import date, datetime
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,6 +307,9 @@ class Session:
             stop=self.stop,
             pace=self._pace(found.name, found.limits, book, found.hours),
             siblings=frozenset(project.syncs),
+            akin=frozenset(
+                name for name, one in project.syncs.items() if one.key == sync.key and name != sync.name
+            ),
             neighbours=self._neighbours(sync),
             references=self._references[sync.name],
             referred={
@@ -451,6 +455,7 @@ def options(
     for code in accept:
         if code not in GUARDS:
             hint = f"guards: {', '.join(GUARDS)}"
+            hint = next((f"did you mean {one!r}?" for one in get_close_matches(code.upper(), GUARDS)), hint)
             raise DefinitionError("GUARD_UNKNOWN", f"there is no guard {code!r}", hint=hint)
     return Options(
         dry_run=dry_run,

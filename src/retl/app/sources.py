@@ -16,13 +16,14 @@ from retl import sources
 from retl.app.connections import placed
 from retl.errors import DefinitionError
 from retl.model import Limits
+from retl.observe.mask import MASK
 from retl.observe.redact import register_model
 from retl.project.definitions import SourceRef, Sync, Warehouse
 from retl.project.files import PROJECT_FILE, inside
 from retl.project.marts import WAREHOUSE
 from retl.project.settings import Environment
 from retl.project.validation import did_you_mean, raise_all
-from retl.project.variables import MASK, Filled, fill, masked
+from retl.project.variables import Filled, fill, masked
 from retl.sources.api import Invocation, Source, own_pace
 from retl.sources.dbt_model import DbtModel, Model
 from retl.sources.inputs import Inputs, Select

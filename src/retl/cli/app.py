@@ -7,6 +7,7 @@ Shared options may come before or after its name.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -201,6 +202,15 @@ def _run(outcome: Outcome, path: str, call: Callable[[], int | None]) -> int:
     return code if code is not None else int(invocation.output_lost)
 
 
+def _choice(message: str) -> str | None:
+    """A hint with the nearest of the words that an option takes."""
+    from retl.project.validation import did_you_mean
+
+    wrong, _, known = message.partition(" is not one of ")
+    words = re.findall(r"'([^']*)'", wrong)
+    return did_you_mean(words[-1], re.findall(r"'([^']+)'", known)) if known and words else None
+
+
 def _usage(problem: typer.TyperException, outcome: Outcome) -> int:
     """Report a wrong command line like any other error."""
     message = problem.format_message() if hasattr(problem, "format_message") else str(problem)
@@ -210,7 +220,8 @@ def _usage(problem: typer.TyperException, outcome: Outcome) -> int:
         output.say(message)
         return outcome.wrong
     meant = next((hint for option, hint in ELSEWHERE.items() if message.endswith(f": {option}")), None)
-    error: RetlError = DefinitionError("USAGE", message, hint=meant or f"{path} --help")
+    message = message.replace("Value error, ", "")
+    error: RetlError = DefinitionError("USAGE", message, hint=meant or _choice(message) or f"{path} --help")
     problems.report(error)
     if outcome.invocation.output == "json":
         output.write(output.document_text(problems.document(error) | {"exit_code": outcome.wrong}))

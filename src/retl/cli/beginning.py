@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -90,6 +91,9 @@ def demo(
         if keep or (directory and serve):
             raise DefinitionError("USAGE", "--serve and `stop` take no folder and no --keep")
         return _serve(invocation) if serve else _stop(invocation)
+    if directory and get_close_matches(directory, ["stop"], cutoff=0.8) and not Path(directory).exists():
+        hint = f"did you mean 'stop'? For a folder of this name write ./{directory}"
+        raise DefinitionError("USAGE", f"`retl demo {directory}` would run the whole demo", hint=hint)
     from retl_demo import show
 
     return int(show.run(Path(directory) if directory else None, keep) or 0)

@@ -16,6 +16,7 @@ from retl.cli.output import Table
 from retl.cli.running import Variables
 from retl.cli.state import OneSync, Yes, confirmed, done, group
 from retl.errors import DefinitionError
+from retl.observe.mask import MASK
 from retl.observe.summary import counted
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def list_conflicts(invocation: Invocation, choice: Choice, keys: Keys = None) ->
 
 
 def _shown(invocation: Invocation, one: Queued) -> dict[str, Any]:
-    return asdict(one) | ({"key": output.MASK} if invocation.hides_key(one.sync) else {})
+    return asdict(one) | ({"key": MASK} if invocation.hides_key(one.sync) else {})
 
 
 @command(conflicts, "take")

@@ -116,6 +116,7 @@ def validate(
         pieces.append(f"not set, but needed by other commands: {', '.join(unset)}")
     mistyped = near_misses.find(project)
     file = "config.env" if project.environment.name is None else f"config.{project.environment.name}.env"
+    pieces += project.environment.warnings()
     pieces += [f"nothing uses {name} of {file}: did you mean {near!r}?" for name, near in mistyped.items()]
     unread = near_misses.endings(project.folder)
     pieces += [f"{path} is not read: did you mean the ending {near}?" for path, near in unread.items()]
@@ -123,6 +124,7 @@ def validate(
         {
             "syncs": [{"sync": name, "valid": True, "note": notes[name]} for name, _, _ in rows],
             "missing_variables": unset,
+            "exposed_variables": project.environment.exposed(),
             "unused_variables": [{"name": name, "did_you_mean": near} for name, near in mistyped.items()],
             "unread_files": [{"file": path, "did_you_mean": near} for path, near in unread.items()],
             "exit_code": 0,
@@ -256,8 +258,10 @@ def check(
     ]
     errors = [f"{one['sync']}: {problems.sentence(one['error'])}" for one in found if one["error"]]
     errors += [f"{one['sync']}: note: {note}" for one in found for note in one["notes"]]
+    environment = invocation.project.environment
+    errors += environment.warnings()
     invocation.show(
-        {"destinations": found, "exit_code": code},
+        {"destinations": found, "exposed_variables": environment.exposed(), "exit_code": code},
         lambda: (
             [Table(headers, rows, spares=("type",), folds=("object",)), *errors]
             if rows

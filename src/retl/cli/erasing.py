@@ -174,7 +174,9 @@ def verify(invocation: Invocation, choice: Choice, keys: Erased = None, var: Var
 def _asked(one: Mapping[str, Any]) -> str:
     if one.get("target") is None:
         return "not checked" if one["suppressed"] else "nothing to check"
-    return "listed" if one["asked"] is None else f"asked for {one['asked']} keys"
+    from retl.observe.summary import counted
+
+    return "listed" if one["asked"] is None else f"asked for {counted(one['asked'], 'key')}"
 
 
 def _verdict(one: Mapping[str, Any]) -> str:

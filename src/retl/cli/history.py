@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.naming import WORDS, named_run, short_ids
 from retl.cli.output import Piece, Table
+from retl.observe.mask import MASK
 
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RunRow
@@ -44,6 +46,7 @@ SPARED = (  # in this order, on a narrow terminal; an id stays with its end, a s
 USUAL = {"purpose": "sync"}
 STATUS_SPARED = ("last success", "behind", "open rejects")
 FOLDED = ("sync",)  # runs: broken where even that is too wide
+REJECTS_SHOWN = 20
 FACTS = (
     "sync",
     "purpose",
@@ -253,7 +256,7 @@ def run_document(invocation: Invocation, run: RunRow, *, brief: bool = False) ->
         return found
     rejects = run.counts.get("rejects", ())
     if rejects and invocation.hides_key(run.sync):
-        rejects = [{**one, "key": output.MASK} for one in rejects]
+        rejects = [{**one, "key": MASK} for one in rejects]
     return found | {
         "so_far": so_far(invocation.session.ledger(), run),
         **{name: run.counts.get(name, {}) for name in ("deletes", "conflicts", "settled")},
@@ -292,17 +295,22 @@ def _reconciled(invocation: Invocation, run: RunRow) -> dict[str, Any]:
     from retl.cli.reconciling import reconciled
 
     found = run.counts.get("reconcile")
-    return {"reconcile": reconciled(invocation, run.sync, found)} if found else {}
+    if not found:
+        return {}
+    drifted = run.status.startswith("SUCCESS") and run.drift > 0
+    return {"reconcile": reconciled(invocation, run.sync, found), "drifted": drifted}
 
 
+_ENDED = "and exit code 1, because the target drifted"  # a run that only looked did what it was to do
 _MARKS = {"through": "", "less": "- ", "of which": "  "}
 
 
 def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     from retl.app.report.funnel import funnel
 
+    facts = {**run, "status": f"{run['status']}, {_ENDED}"} if run.get("drifted") else run
     pieces: list[Piece] = [
-        Table(("run", run["run_id"]), [(n.replace("_", " "), output.cell(run[n])) for n in FACTS if run[n]])
+        Table(("run", run["run_id"]), [(n.replace("_", " "), output.cell(facts[n])) for n in FACTS if run[n]])
     ]
     if run["counts"]:
         steps = [(f"{_MARKS[o.kind]}{o.name}", o.rows, f"{o.share:.1%}") for o in funnel(run["counts"])]
@@ -332,16 +340,28 @@ def _run_pieces(run: Mapping[str, Any]) -> list[Piece]:
     if "reconcile" in run:
         from retl.cli.reconciling import found_pieces
 
-        pieces += found_pieces(run["reconcile"])
+        pieces += found_pieces(run["reconcile"], run["counts"].get("read", 0))
     if run["phases"]:
         total = sum(run["phases"].values()) or 1.0
         rows = [(name, f"{s:.3f}", f"{s / total:.0%}") for name, s in run["phases"].items()]
         pieces.append(Table(("phase", "seconds", "share"), rows))
     if run["rejects"]:
-        parts = ("key", "stage", "code", "reason")
-        pieces.append(Table(parts, [tuple(one[p] for p in parts) for one in run["rejects"]], "rejects:"))
+        pieces += _reject_pieces(run["rejects"])
     errors: Sequence[Mapping[str, Any]] = (*run["guards"], *([run["error"]] if run["error"] else []))
     return [*pieces, *dict.fromkeys(problems.sentence(problem) for problem in errors)]
+
+
+def _reject_pieces(rejects: Sequence[Mapping[str, Any]]) -> list[Piece]:
+    """The examples of rejects that a run kept; of many the first, after the number of each reason."""
+    parts = ("key", "stage", "code", "reason")
+    rows = [tuple(one[part] for part in parts) for one in rejects]
+    if len(rows) <= REJECTS_SHOWN:
+        return [Table(parts, rows, "rejects:")]
+    alike = [(*why, number) for why, number in Counter(row[1:] for row in rows).most_common()]
+    return [
+        Table((*parts[1:], "rows"), alike, "rejects by reason:"),
+        Table(parts, rows[:REJECTS_SHOWN], f"the first {REJECTS_SHOWN} of {len(rows)} (all: --output json):"),
+    ]
 
 
 def _age(seconds: float | None, unknown: str) -> str:

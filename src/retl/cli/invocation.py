@@ -39,6 +39,7 @@ class Invocation(Struct, dict=True):
     watched: bool = False  # stderr is a terminal: show progress instead of a log
     output_lost: bool = False  # stdout is closed or its disk is full
     _closing: ExitStack = field(default_factory=ExitStack)
+    _hidden: dict[str, bool] = field(default_factory=dict)  # sync → whether its keys are masked
     begun: float | None = None  # when the first run's time began to count; that of later ones when they do
 
     def show(
@@ -116,7 +117,9 @@ class Invocation(Struct, dict=True):
 
     def hides_key(self, sync: str) -> bool:
         """Whether to mask this sync's keys: `masking.hides_key`, unless --reveal was given."""
-        return not self.reveal and masking.hides_key(self.project, sync)
+        if sync not in self._hidden:
+            self._hidden[sync] = masking.hides_key(self.project, sync)
+        return not self.reveal and self._hidden[sync]
 
     def masked_columns(self, sync: str) -> set[str]:
         """The columns of a sync that must stay masked by its current definition."""

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 Format = Literal["table", "json", "markdown", "csv"]  # each command says which it has
-MASK = "***"
 
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 

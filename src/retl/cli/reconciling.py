@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from msgspec.structs import asdict, replace
 
-from retl.cli import output
 from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.cli.running import Accepted, Variables, masked, summary_pieces, tell_errors
 from retl.cli.state import SyncName
 from retl.errors import DefinitionError
+from retl.observe.mask import MASK
 
 if TYPE_CHECKING:
     from retl.observe.summary import Summary
@@ -74,7 +74,7 @@ def reconciled(invocation: Invocation, sync: str, found: Mapping[str, Any]) -> d
     """What a reconcile found; keys are masked if the sync's key is sensitive."""
     examples = found["examples"]
     if invocation.hides_key(sync):
-        examples = [{**one, "key": output.MASK} for one in examples]
+        examples = [{**one, "key": MASK} for one in examples]
     return {**found, "examples": examples}
 
 
@@ -88,7 +88,7 @@ def _show(
     document = {"reconcile": {**found, "drift": drift}, "sync": one, "exit_code": code}
 
     def pieces() -> list[Piece]:
-        parts: list[Piece] = [] if summary.exit_code else list(found_pieces(found))
+        parts: list[Piece] = [] if summary.exit_code else found_pieces(found, summary.counts.read)
         if mends or summary.exit_code:
             parts += summary_pieces([one])
         return parts
@@ -98,9 +98,14 @@ def _show(
     return code
 
 
-def found_pieces(found: Mapping[str, Any]) -> list[Piece]:
+def found_pieces(found: Mapping[str, Any], read: int = 0) -> list[Piece]:
+    """What was found. `read`: the rows of the mart, of which a sample may be all."""
     rows = [(name, found[name], text) for name, text in MEANINGS.items() if found[name] is not None]
-    drawn = f"of {found['sampled']} rows drawn at random:" if found["sampled"] is not None else None
+    sampled, drawn = found["sampled"], None
+    if sampled is not None:
+        drawn = (
+            f"of {sampled:,} rows drawn at random:" if sampled < read else "each row of the mart, one by one:"
+        )
     pieces: list[Piece] = [Table(("verdict", "keys", "meaning"), rows, drawn)]
     if found["fields"]:
         pieces.append(Table(("edited field", "rows"), list(found["fields"].items())))

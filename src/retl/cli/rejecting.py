@@ -26,6 +26,7 @@ from retl.cli.log import moment
 from retl.cli.output import Piece, Table
 from retl.cli.state import SyncName, Yes, confirmed, done, group
 from retl.errors import DefinitionError
+from retl.observe.mask import MASK
 from retl.observe.summary import counted
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _document(invocation: Invocation, one: RejectRow, contract: _Contract) -> di
     column = contract.column(one.reason)
     return {
         "sync": one.sync,
-        "key": output.MASK if invocation.hides_key(one.sync) else one.key,
+        "key": MASK if invocation.hides_key(one.sync) else one.key,
         "stage": one.stage,
         "code": one.code,
         "reason": one.reason,

@@ -17,6 +17,7 @@ from retl.cli.app import DETAILED, app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table
 from retl.errors import DefinitionError, Place
+from retl.observe.mask import MASK
 
 if TYPE_CHECKING:
     from retl.app.session import Session
@@ -300,7 +301,7 @@ def tell_errors(documents: Sequence[Mapping[str, Any]]) -> None:
 def masked(invocation: Invocation, document: dict[str, Any]) -> dict[str, Any]:
     """The document, with keys masked if the sync's key is sensitive."""
     if document["rejects"] and invocation.hides_key(document["sync"]):
-        document["rejects"] = [{**one, "key": output.MASK} for one in document["rejects"]]
+        document["rejects"] = [{**one, "key": MASK} for one in document["rejects"]]
     return document
 
 
@@ -370,15 +371,20 @@ def then_pieces(found: Sequence[Mapping[str, Any]], name: str = "") -> list[Piec
     return [Table(("request", "state", "HTTP"), rows, f"{name}requests that follow:")] if rows else []
 
 
+# What a run would do to a row, in the words for its fields. In JSON it has the word of an outcome.
+_PLANNED = {"written": "write", "merged": "write", "kept": "keep", "skipped": "skip", "rejected": "reject"}
+
+
 def sampled(samples: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
     """A line per field: op and key on the first of a row, field, before, after, verdict."""
     for sample in samples:
         op = sample["op"]
         first = (op, sample["key"])
+        whole = _PLANNED.get(sample.get("verdict", ""), sample.get("verdict"))
         if not sample["fields"]:
-            yield (*first, "", "", "", sample.get("verdict"))
+            yield (*first, "", "", "", whole)
         for field, pair in sample["fields"].items():
             old, new = map(output.datum, pair)
             old, new = ("" if op == "insert" else old), ("" if op == "delete" and pair[1] is None else new)
-            yield (*first, field, old, new, sample.get("verdicts", {}).get(field, sample.get("verdict")))
+            yield (*first, field, old, new, sample.get("verdicts", {}).get(field, whole))
             first = ("", "")

@@ -14,12 +14,11 @@ from retl.cli.app import app, command
 from retl.cli.invocation import Invocation
 from retl.cli.output import Piece, Table, document_text
 from retl.errors import DefinitionError
+from retl.observe.mask import MASK
 
 if TYPE_CHECKING:
     from retl.project.definitions import Sync
     from retl.run.mapping_tests import Verdict
-
-MASK = "***"
 
 
 @command(app, "test", reveals=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from retl.destinations.api import Destination
 from retl.errors import DefinitionError
+from retl.project.validation import did_you_mean
 
 
 @cache
@@ -32,10 +33,11 @@ def load(type_name: str) -> type[Destination[Any]]:
         kind: type[Destination[Any]] = import_module(f"{__name__}.presets").read(type_name).destination
         return kind
     if type_name not in names():
+        known = [*names(), *preset_names()]
         raise DefinitionError(
             "DESTINATION_UNKNOWN",
             f"there is no destination type {type_name!r}",
-            hint=f"known types: {', '.join([*names(), *preset_names()])}",
+            hint=did_you_mean(type_name, known) or f"known types: {', '.join(known)}",
         )
     module = import_module(f"{__name__}.{type_name}.adapter")
     found = [

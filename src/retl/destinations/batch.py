@@ -422,11 +422,13 @@ class Returns(Protocol):
         """Both at once, of rows that were updated: CSV of the number in the batch, the digests, and the texts
         of these fields as they were; NULL is empty and not quoted."""
 
-    def keep(self, batch: Batch) -> None:
-        """Make the images of this batch durable; called before its commit, once nothing else can fail."""
+    def keep(self, batch: Batch, *, images: bool) -> None:
+        """Make durable what was put for this batch; called before its commit, once nothing else can fail, for
+        the answer may be lost. `images`: the shape asks for them."""
 
     def forget(self, batch: Batch) -> None:
-        """Drop images of this batch that are not kept: the attempt begins again."""
+        """Drop what was put for this batch and is not kept: the attempt was not applied, or an earlier one
+        was."""
 
 
 class Batch(Struct, frozen=True, dict=True):

@@ -18,10 +18,10 @@ from msgspec import Struct
 from retl.contract.judge import Contract
 from retl.engine.workspace import Workspace
 from retl.model import Formats
+from retl.observe.mask import MASK
 from retl.values import json_text, storage
 from retl.values.sql import literal, quoted
 
-MASK = "***"
 LONGEST = 64 << 10  # bytes of one row; a larger one is not kept
 MOST = 64 << 20  # bytes of all rows of a run; no more are kept
 

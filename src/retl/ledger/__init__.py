@@ -30,6 +30,7 @@ from retl.ledger.files import (
     Directory,
     Files,
     Table,
+    batch_of,
     chunks_of,
     make_private,
     private,
@@ -108,7 +109,7 @@ SELECT name, d.digest FROM retl_digests d JOIN retl_runs USING (run_id) WHERE sy
 """
 _ANSWERED = """
 SELECT batch_id FROM retl_batches JOIN retl_runs USING (run_id)
-WHERE sync = ? AND idempotency_key IS NOT NULL AND retl_batches.status <> 'open'
+WHERE sync = ? AND retl_batches.status <> 'open'
 """
 
 
@@ -172,6 +173,12 @@ class Ledger(Journal, History, Erasures):
         """A path of the run file: in place, or a copy in `directory`."""
         return self._files.get(name, directory)
 
+    def next_answers(self, run_id: str) -> int:
+        """The number of the next file of what the target returned with batches of this run."""
+        names = self.answers([run_id]).get(run_id)
+        match = _ANSWERS.fullmatch(names[-1]) if names else None
+        return int(match[2]) + 1 if match else 1
+
     def answers(self, run_ids: Iterable[str]) -> dict[str, list[str]]:
         """Per run the files of what the target returned with its batches, in order; only runs that have
         one."""
@@ -200,15 +207,17 @@ class Ledger(Journal, History, Erasures):
         owners = {run_id for (run_id,) in self._database.query(_RUNS, sync)}
         since = cell(self.now() - timedelta(seconds=keep))
         needed = {name for (name,) in self._database.query(_NEEDED, sync, sync, since)}
-        answered = {f"request-{batch_id}" for (batch_id,) in self._database.query(_ANSWERED, sync)}
+        stored = {name: of for name in names if (of := batch_of(name))}
+        answered = {batch_id for (batch_id,) in self._database.query(_ANSWERED, sync)} if stored else set()
         if images is not None:
             kept = cell(self.now() - timedelta(seconds=images))
             young = {run_id for (run_id,) in self._database.query(f"{_RUNS} AND started_at > ?", sync, kept)}
             names = [n for n in names if not ((found := _IMAGES.fullmatch(n)) and found[1] in young)]
-        gone = [
+        gone = [name for name in names if stored.get(name) in answered]
+        gone += [
             name
             for name in names
-            if name in answered or (name.split(".")[0] in owners and _ANSWERS.sub(_DELTA, name) not in needed)
+            if name.split(".")[0] in owners and _ANSWERS.sub(_DELTA, name) not in needed
         ]
         if gone:
             with self._database.transaction():

@@ -17,13 +17,13 @@ from msgspec.structs import replace
 
 from retl.destinations.batch import Outcome
 from retl.ledger import chain
-from retl.ledger.files import chunks_of
+from retl.ledger.files import chunks_of, request_of, returned_of
 from retl.ledger.rows import ErasureRow, cell, columns, outcome, packed
 from retl.ledger.state import State
+from retl.observe.mask import MASK
 from retl.values.keys import spellings
 from retl.values.suppressed import Suppressed
 
-MASK = "***"
 _SECRET = "suppression_secret"  # noqa: S105 - its name in retl_meta
 _SUPPRESS = """
 INSERT INTO retl_suppressed (sync, digest, since, erasure_id) VALUES (?, ?, ?, ?)
@@ -54,7 +54,7 @@ SELECT batch_id, first_row, last_row, outcome FROM retl_batches WHERE run_id = ?
 """
 _OPENED = """
 SELECT batch_id, run_id, first_row, last_row FROM retl_batches JOIN retl_runs USING (run_id)
-WHERE sync = ? AND retl_batches.status = 'open' AND idempotency_key IS NOT NULL
+WHERE sync = ? AND retl_batches.status = 'open'
 """
 _PARTS = ("counts", "options", "vars", "statistics", "distrusts")
 
@@ -70,6 +70,12 @@ class Erasures(State):
         found = self._database.query(_DIGESTS, sync, object, sync)
         mine = frozenset(digest for digest, owner in found if owner == sync or owner not in syncs)
         return Suppressed(self._secret() if mine else "", mine)
+
+    def suppressed_in(self, syncs: Collection[str]) -> Suppressed:
+        """The keys that are suppressed in any of these syncs."""
+        every = self._database.query("SELECT digest, sync FROM retl_suppressed")
+        found = frozenset(digest for digest, owner in every if owner in syncs)
+        return Suppressed(self._secret() if found else "", found)
 
     def suppression_secret(self) -> str:
         """The secret of the digests; it is made when it is first needed."""
@@ -163,17 +169,22 @@ class Erasures(State):
         self._database.assert_writable()
         self._files.put(name, chunks_of(path))
 
-    def drop_requests(self, sync: str, positions: Positions) -> int:
+    def forget_stored(self, sync: str, positions: Positions) -> int:
         """Remove the stored requests of open batches that have a row at these positions: no run sends them
-        again. Returns how many."""
-        named = [
-            f"request-{batch_id}"
-            for batch_id, run_id, first, last in self._database.query(_OPENED, sync)
-            if any(first <= row <= last for row in positions.get(run_id, ()))
-        ]
-        there = set(self._files.names()) & set(named)
-        self._files.drop(there)
-        return len(there)
+        again. Returns how many. Of what the target returned with such a batch only these rows go."""
+        there, requests = set(self._files.names()), set[str]()
+        for batch_id, run_id, first, last in self._database.query(_OPENED, sync):
+            rows = {row - first for row in positions.get(run_id, ()) if first <= row <= last}
+            if rows and returned_of(batch_id) in there:
+                self._forget_returned(returned_of(batch_id), rows)
+            if rows:
+                requests.add(request_of(batch_id))
+        self._files.drop(there & requests)
+        return len(there & requests)
+
+    def _forget_returned(self, name: str, rows: Collection[int]) -> None:
+        lines = (self._files.read(name) or b"").splitlines(keepends=True)
+        self._files.put(name, [b"".join(one for one in lines if int(one.partition(b",")[0]) not in rows)])
 
     def forget_person(
         self,

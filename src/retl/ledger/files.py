@@ -19,6 +19,28 @@ from retl.errors import LedgerError
 from retl.ledger.database import Database, unreadable
 
 CHUNK = 8 * 1024 * 1024
+_REQUEST, _RETURNED = "request-", "returned-"
+
+
+def request_of(batch_id: str) -> str:
+    """The file of the bytes that every resend of an open batch must have."""
+    return f"{_REQUEST}{batch_id}"
+
+
+def returned_of(batch_id: str) -> str:
+    """The file of what the target returns with an open batch, if it arrives."""
+    return f"{_RETURNED}{batch_id}"
+
+
+def stored_for(batch_id: str) -> tuple[str, str]:
+    """The files that a batch has until it has an outcome."""
+    return request_of(batch_id), returned_of(batch_id)
+
+
+def batch_of(name: str) -> str | None:
+    """The batch of such a file; None for a file of another kind."""
+    found = name.startswith((_REQUEST, _RETURNED))
+    return name.removeprefix(_REQUEST).removeprefix(_RETURNED) if found else None
 
 
 class Files(ABC):

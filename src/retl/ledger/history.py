@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from retl.errors import DefinitionError
 from retl.ledger import pruning
+from retl.ledger.files import batch_of
 from retl.ledger.lock import is_held
 from retl.ledger.pruning import Pruned
 from retl.ledger.rows import ROWS_WRITTEN, Cell, Delivered, Pause, RunRow, cell, columns, packed
@@ -298,12 +299,12 @@ class History(State):
         with database.transaction():
             gone = pruning.prune(database, sync, before, dry_run=False)
             open_ = {
-                f"request-{batch_id}"
+                batch_id
                 for (batch_id,) in database.query("SELECT batch_id FROM retl_batches WHERE status = 'open'")
             }
             # Inside the transaction: an intent stores its request in another one, which must not begin
             # between the two reads.
-            self._files.drop(n for n in self._files.names() if n.startswith("request-") and n not in open_)
+            self._files.drop(n for n in self._files.names() if (of := batch_of(n)) and of not in open_)
         self._files.drop(gone.files)
         return gone
 

@@ -11,12 +11,14 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from retl.errors import InvariantBroken
+from retl.errors import InvariantBroken, LedgerError
 from retl.ledger import chain
+from retl.ledger.files import chunks_of, request_of, returned_of, stored_for
 from retl.ledger.lock import Attempt, Lock
 from retl.ledger.requests import Requests
 from retl.ledger.rows import (
@@ -205,7 +207,7 @@ class Journal(Requests):
         that every resend must have."""
         with self._fenced(epoch, run_id=run_id):
             if request is not None:
-                self._files.put(_request(batch.batch_id), [request])
+                self._files.put(request_of(batch.batch_id), [request])
             self._open(run_id, [batch])
 
     def attach(self, run_id: str, epoch: int, batch_id: str, handle: str) -> None:
@@ -215,9 +217,10 @@ class Journal(Requests):
             database.change(sql, handle, run_id, batch_id)
 
     def acknowledge(
-        self, run_id: str, epoch: int, results: Sequence[Acknowledgement], *, requests: bool = True
+        self, run_id: str, epoch: int, results: Sequence[Acknowledgement], *, stored: bool = True
     ) -> None:
-        """Record the outcomes of these batches in one transaction; then remove their stored requests."""
+        """Record the outcomes of these batches in one transaction; then remove what is `stored` of them until
+        they have one: requests, and what the target returned."""
         now = self.now()
         answers = [replace(one, answered_at=one.answered_at or now) for one in results]
         ends = [("failed" if r.error else "done", *packed(r)[1:], run_id, r.batch_id) for r in answers]
@@ -228,7 +231,7 @@ class Journal(Requests):
             if database.change_many(_ACKNOWLEDGE, ends) != len(ends):
                 raise InvariantBroken("BATCH_UNKNOWN", f"run {run_id} acknowledges a batch it never opened")
         # After the commit: a request without an open batch is harmless; the reverse is not.
-        self._files.drop(_request(r.batch_id) for r in results if requests)
+        self._files.drop(name for r in results if stored for name in stored_for(r.batch_id))
 
     def split(self, run_id: str, epoch: int, batch_id: str, halves: Sequence[BatchRow]) -> None:
         """The target refused the whole batch: its halves replace it."""
@@ -236,16 +239,30 @@ class Journal(Requests):
             sql = "UPDATE retl_batches SET status = 'split' WHERE run_id = ? AND batch_id = ?"
             database.change(sql, run_id, batch_id)
             self._open(run_id, halves)
-        self._files.drop([_request(batch_id)])
+        self._files.drop(stored_for(batch_id))
 
     def batches(self, run_id: str) -> list[BatchRow]:
         """A run's batches with their outcomes, by first row; a split batch comes before its halves."""
         where = "WHERE run_id = ? ORDER BY first_row, last_row DESC, batch_no"
         return self._database.rows(BatchRow, "retl_batches", where, run_id)
 
+    def put_returned(self, run_id: str, batch_id: str, path: Path) -> None:
+        """Store what the target returns with a batch before it is known whether the batch arrives, in the
+        place of an earlier attempt's. Only of an open batch of the ledger: for others nobody would look."""
+        sql = "SELECT 1 FROM retl_batches WHERE run_id = ? AND batch_id = ? AND status = 'open'"
+        if self._database.query(sql, run_id, batch_id):
+            self._files.put(returned_of(batch_id), chunks_of(path))
+
+    def returned(self, batch_id: str, directory: Path) -> Path | None:
+        """What was stored so, of a batch that is not acknowledged; a copy may be made in `directory`."""
+        try:
+            return self._files.get(returned_of(batch_id), directory)
+        except LedgerError:
+            return None
+
     def request(self, run_id: str, batch_id: str) -> bytes | None:
         """The request bytes of a batch that is not acknowledged."""
-        return self._files.read(_request(batch_id))
+        return self._files.read(request_of(batch_id))
 
     def finish(
         self,
@@ -310,7 +327,3 @@ def _insert(table: str, *names: str) -> str:
 
 def _or_update(key: str, *names: str) -> str:
     return f" ON CONFLICT ({key}) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)}"
-
-
-def _request(batch_id: str) -> str:
-    return f"request-{batch_id}"

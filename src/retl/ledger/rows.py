@@ -96,6 +96,12 @@ class RunRow(RunStart, frozen=True):
         written = sum(int(self.counts.get(name, 0)) for name in ("inserted", "updated"))
         return int(self.counts.get("reconcile", {}).get("drift", 0)) - written
 
+    @property
+    def edits(self) -> int:
+        """How many keys of that drift others edited or removed: a strategy of `conflicts` keeps these."""
+        found = self.counts.get("reconcile", {})
+        return min(self.drift, sum(int(found.get(name) or 0) for name in ("edited", "missing")))
+
 
 class RunEnd(Struct, frozen=True):
     """How a run ended; `error` and `guards` contain no row values."""

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from retl.ledger.database import Database
-from retl.ledger.files import Files
+from retl.ledger.files import Files, stored_for
 from retl.ledger.lock import Attempt, Lock, lost
 from retl.ledger.rows import cell
 
@@ -34,7 +34,7 @@ _SNAPSHOTS_OF = """
 SELECT snapshot FROM retl_checkpoints
 WHERE sync = ? AND object = COALESCE(?, object) AND snapshot IS NOT NULL
 """
-_REQUESTS_OF = """
+_OPEN_OF = """
 SELECT batch_id FROM retl_batches b JOIN retl_runs r USING (run_id)
 WHERE r.sync = ? AND r.object = COALESCE(?, r.object) AND b.status = 'open'
 """
@@ -95,8 +95,8 @@ class State:
         database, of = self._database, (sync, object)
         others = f"AND run_id NOT IN ({', '.join('?' * len(keep))})" if keep else ""
         files = [str(name) for (name,) in database.query(_SNAPSHOTS_OF, *of)]
-        opened = database.query(_REQUESTS_OF + others, *of, *keep)
-        requests = [f"request-{batch_id}" for (batch_id,) in opened]
+        opened = database.query(_OPEN_OF + others, *of, *keep)
+        stored = [name for (batch_id,) in opened for name in stored_for(batch_id)]
         where = "WHERE sync = ? AND object = COALESCE(?, object)"
         database.change(_FORGET + others, cell(self.now()), *of, *keep)
         database.change(
@@ -106,7 +106,7 @@ class State:
         )
         database.change(f"DELETE FROM retl_checkpoints {where}", *of)
         self._mark_removed(files)
-        return files + requests
+        return files + stored
 
     def _mark_removed(self, files: Sequence[str]) -> None:
         """In a transaction, before they are removed: nobody misses these files."""

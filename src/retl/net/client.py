@@ -260,7 +260,9 @@ class Client:
                 )
         except OSError as error:
             raise Unavailable(
-                "HTTP_UNREACHED", f"{address} cannot be reached, nothing was sent: {error}"
+                "HTTP_UNREACHED",
+                f"{address} cannot be reached, nothing was sent: {error.strerror or error}",
+                hint="check the connection's address, and that the server runs; then run again",
             ) from None
         made.wait_until(deadline, self._timeouts.idle)
         return made

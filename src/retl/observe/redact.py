@@ -15,7 +15,8 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-MASK = "***"
+from retl.observe.mask import MASK
+
 BRIEF = 256
 SHORTEST = 4  # shorter secrets occur inside ordinary words, so removing them would reveal them
 
@@ -66,16 +67,30 @@ def register_brief(*secrets: str) -> None:
 def register_variable(name: str, value: str) -> None:
     """Register an environment variable's value if its name says that it is secret (PASSWORD, TOKEN,
     SECRET, KEY …), and the password inside it if it is a URL."""
-    pointer = name.upper().endswith(_POINTERS)
-    if _SECRET_NAME.search(name) and not pointer and value.lower() not in _ORDINARY:
+    if _is_named_secret(name, value):
         register(value)
-    if "://" in value:
-        try:
-            password = urlsplit(value).password
-        except ValueError:
-            password = None
-        if password:
-            register(password, unquote(password))
+    if password := _password(value):
+        register(password, unquote(password))
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether an environment variable has a secret: by its name, or because its URL has a password."""
+    return bool(value) and (_is_named_secret(name, value) or _password(value) is not None)
+
+
+def _is_named_secret(name: str, value: str) -> bool:
+    pointer = name.upper().endswith(_POINTERS)
+    return bool(_SECRET_NAME.search(name)) and not pointer and value.lower() not in _ORDINARY
+
+
+def _password(value: str) -> str | None:
+    """The password inside a value that is a URL."""
+    if "://" not in value:
+        return None
+    try:
+        return urlsplit(value).password or None
+    except ValueError:
+        return None
 
 
 def register_model(model: BaseModel) -> None:

@@ -106,7 +106,8 @@ class Estimate(Struct, frozen=True):
         time = f"≈ {duration(self.seconds)}" if self.seconds >= 1 else "with no wait"
         if self.days:
             time = f"on {self.days:,} days"
-        return f"{self.requests:,} {self.word} {time} at the allowed pace ({self.allowed})"
+        asked = counted(self.requests, self.word.removesuffix("s"))
+        return f"{asked} {time} at the allowed pace ({self.allowed})"
 
 
 _PLURALS = {"is": "are", "was": "were"}

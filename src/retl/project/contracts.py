@@ -73,7 +73,8 @@ ColumnSetting = Annotated[Column, BeforeValidator(_column, json_schema_input_typ
 
 class Documented(Struct, frozen=True):
     """What dbt's project says of a column: it fills what a contract does not say. `filled`: a test refuses
-    NULL; `unique`: a test refuses a value that is there twice."""
+    NULL; `unique`: a test refuses a value that is there twice; `inherited`: it is said of a column that this
+    one may be made of."""
 
     type: Type | None = None
     filled: bool = False
@@ -81,6 +82,7 @@ class Documented(Struct, frozen=True):
     one_of: tuple[str, ...] = ()
     sensitive: bool = False
     description: str | None = None
+    inherited: bool = False
 
 
 class Contract(Definition):

@@ -12,6 +12,7 @@ from itertools import combinations
 from msgspec import Struct
 
 from retl.errors import DefinitionError
+from retl.project.contracts import STAR
 from retl.project.definitions import Sync
 from retl.project.validation import did_you_mean, raise_all
 from retl.project.writing import FieldSource
@@ -81,6 +82,15 @@ def expand_fields(sync: Sync, contract_columns: Sequence[str]) -> dict[str, Fiel
     return _expand(sync, contract_columns)
 
 
+def lacking(sync: Sync, column: str, known: Sequence[str]) -> tuple[str, str]:
+    """That there is no such column, and a hint. A contract of all columns lacks what the mart lacks."""
+    takes_all = sync.contract is None or STAR in (sync.contract.columns or {})
+    whose = "mart" if takes_all else "contract"
+    more = "" if takes_all else '; a column of the mart must be in it, or take all with `"*": "*"`'
+    hint = did_you_mean(column, known) or f"the {whose} has: {', '.join(known)}{more}"
+    return f"the {whose} has no column {column!r}", hint
+
+
 def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Problem]:
     """What does not fit between the sync's columns and fields. If the columns are None, only what can be
     found without them."""
@@ -93,10 +103,7 @@ def problems(sync: Sync, contract_columns: Sequence[str] | None) -> Iterator[Pro
         used += [(("conflicts",), one.mart) for one in sync.strategies if one.mart is not None]
         for loc, column in used:
             if column not in contract_columns:
-                hint = did_you_mean(column, contract_columns)
-                yield Problem(
-                    sync.name, loc, "COLUMN_UNKNOWN", f"the contract has no column {column!r}", hint
-                )
+                yield Problem(sync.name, loc, "COLUMN_UNKNOWN", *lacking(sync, column, contract_columns))
     for name, source in _named(sync).items():
         if name in names and source.column != names[name]:
             message = f"{name!r} is the field of the key, so it cannot get another value"

@@ -14,7 +14,9 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from copy import copy
+from difflib import get_close_matches
 from pathlib import Path
+from stat import S_IRGRP, S_IROTH
 from typing import Annotated, Any, Literal, TypeVar
 
 from dotenv.parser import parse_stream
@@ -23,7 +25,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from retl.errors import DefinitionError, Place
-from retl.observe.redact import register_variable
+from retl.observe.redact import is_secret, register_variable
 
 COMMAND_TIMEOUT = 30.0  # seconds
 MAX_BYTES = 1024 * 1024  # of a file or a command's output
@@ -58,6 +60,22 @@ class Environment:
     def in_file(self) -> set[str]:
         """The names of the variables in config.env, as written."""
         return set(self._levels[1])
+
+    def exposed(self) -> list[str]:
+        """The names of secrets in config.env, if other users of this machine can read that file."""
+        try:
+            mode = (self.folder / _file_name(self.name)).stat().st_mode
+        except OSError:
+            return []
+        if not mode & (S_IRGRP | S_IROTH):
+            return []
+        return sorted(name for name, value in self._levels[1].items() if is_secret(name, value))
+
+    def warnings(self) -> list[str]:
+        """What is unsafe about config.env, in sentences."""
+        names, file = self.exposed(), _file_name(self.name)
+        some = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        return [f"other users can read {file}, and it has secrets ({some}): chmod 600 {file}"] * bool(names)
 
     def get(self, name: str) -> str | None:
         """The value, None if unset or empty. DefinitionError VARIABLE_UNREADABLE if its file or command
@@ -148,22 +166,29 @@ def _unreadable(variable: str, why: str) -> DefinitionError:
     )
 
 
+def _file_name(environment: str | None) -> str:
+    return "config.env" if environment is None else f"config.{environment}.env"
+
+
 def _config(folder: Path, name: str | None) -> dict[str, str]:
     if name is not None and not _NAME.fullmatch(name):
         raise DefinitionError(
             "ENVIRONMENT_UNKNOWN", "an environment's name may contain only letters, digits, - and _"
         )
-    file = "config.env" if name is None else f"config.{name}.env"
+    file = _file_name(name)
     try:
         with (folder / file).open(encoding="utf-8-sig") as stream:
             bindings = list(parse_stream(stream))
     except FileNotFoundError:
         if name is None:
             return {}
+        there = [one.name.removeprefix("config.").removesuffix(".env") for one in folder.glob("config.*.env")]
+        near = get_close_matches(name, there, n=1)
+        create = "create it; it may be empty if the process's environment has all variables"
         raise DefinitionError(
             "ENVIRONMENT_UNKNOWN",
             f"--env {name} needs the file {file} in the project",
-            hint="create it; it may be empty if the process's environment has all variables",
+            hint=f"did you mean {near[0]!r}?" if near else create,
         ) from None
     except (OSError, UnicodeDecodeError):
         raise DefinitionError("FILE_UNREADABLE", "cannot be read as UTF-8 text", where=Place(file)) from None

@@ -204,12 +204,16 @@ def _error(
 def _shape(loc: Loc, kind: str, filled: Filled) -> str | None:
     """A hint for one word in the place of a list, or of the mapping that it stands for."""
     word = filled.found(loc) if loc else None
+    if isinstance(word, dict) and kind in ("list_type", "tuple_type"):
+        return "write a list: `- ` before each entry"
     if not isinstance(word, str) or not re.fullmatch(r"[\w.-]+", word):
         return None
     if kind in ("list_type", "tuple_type"):
         return f"write [{word}]"
     key = {"source": "table", "destination": "connection"}.get(str(loc[-1]))
     mapping = kind in ("dict_type", "model_type", "model_attributes_type")
+    if mapping and loc[0] == "contract" and len(loc) > 1:
+        return f"write {{type: {word}}}"
     return f"write {{{key}: {word}}}" if key and mapping and len(loc) == 1 else None
 
 

@@ -18,7 +18,6 @@ from retl.errors import DefinitionError, Place
 from retl.project.settings import Environment
 from retl.project.yamlfile import Loc, Tree
 
-MASK = "***"
 _USE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.engine import baseline
 from retl.engine.workspace import Workspace
 from retl.ledger import Checkpoint, Ledger

@@ -262,6 +262,8 @@ def _of_dbt(
     names = {name.lower(): name for name in columns}
     for lowered, known in documented.items():
         name = names.get(lowered)
+        if name is None and known.inherited:
+            continue
         if name is None:
             what = "dbt's project describes it, and the mart does not have it"
             yield Difference(lowered, "dbt", what)

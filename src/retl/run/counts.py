@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from retl import ledger
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.destinations.batch import SETTLED, Kind
 from retl.engine import baseline, judge
 from retl.engine.change_set import CHANGES

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from retl.delivery.answered import refused_rows, rows_with
 from retl.delivery.failure_rate import FAILED_RATE_FROM, FailureRate
 from retl.delivery.lanes import Delivery
 from retl.destinations.batch import MODES, Batch, Capabilities, Kind, Order, Outcome, Returns, RowResult
@@ -71,7 +72,7 @@ def drain(
         kept: Sequence[int] = ()
         if phase.mode == "delete":
             rounds.repeat()
-            if delivery.count(Kind.UNKNOWN) or delivery.count(Kind.RETRY):
+            if rows_with(delivery.answered, Kind.UNKNOWN) or rows_with(delivery.answered, Kind.RETRY):
                 return
             rounds.judge(len(phase))
             kept = _answered_again(plan, delivery)
@@ -107,14 +108,14 @@ class Rounds:
             backwards = not backwards
 
     def left(self, codes: frozenset[str] = BY_ORDER) -> bool:
-        return any(self._delivery.refused(codes, deletes=deletes) for deletes in (True, False))
+        return any(refused_rows(self._delivery.answered, codes, deletes=deletes) for deletes in (True, False))
 
     def judge(self, coming: int = 0) -> None:
         """Judge all answers so far. Systemic ALL_REFUSED, Failure FAILED_RATE. Each of the `coming` deletes
         may free a unique value."""
         waiting = Counter[str]()
         for code in sorted(BY_ORDER):
-            rows = len(self._delivery.refused({code}, deletes=False))
+            rows = len(refused_rows(self._delivery.answered, {code}, deletes=False))
             if code in LINKS:
                 waiting[code] = rows if self.patient else 0
             else:
@@ -151,7 +152,7 @@ class Rounds:
 
     def _round(self, backwards: bool, *, deletes: bool) -> int:
         """How many rows got through. Every other round goes backwards, for rows that wait for later ones."""
-        positions = self._delivery.refused(BY_ORDER, deletes=deletes)
+        positions = refused_rows(self._delivery.answered, BY_ORDER, deletes=deletes)
         most = self._plan.capabilities.max_rows or ROUND_ROWS
         decisions = self._plan.terms.decisions
         parts = [positions[at : at + most] for at in range(0, len(positions), most)]

@@ -207,7 +207,7 @@ class _Work:
         place = self.mapped.capabilities.object
         begun = self.erasure or _row(self.asked, self.sync, place, self.running.run.run_id, ledger)
         self.erasure = ledger.suppress(begun, self.epoch, digests)
-        dropped = ledger.drop_requests(self.sync, self.person.positions)
+        dropped = ledger.forget_stored(self.sync, self.person.positions)
         self.stored["requests"] = self.stored.get("requests", 0) + dropped
         ledger.scrap(self.sync)
 

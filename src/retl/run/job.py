@@ -152,6 +152,7 @@ class Job(Struct):
     stop: Stop
     pace: Pace = field(default_factory=lambda: Pace(Limits()))
     siblings: frozenset[str] = frozenset()  # the names of all syncs of the project
+    akin: frozenset[str] = frozenset()  # those other ones whose key has the same columns
     neighbours: Mapping[str, Neighbour] = field(default_factory=dict)  # other syncs of the object, by name
     references: Mapping[str, str] = field(default_factory=dict)  # syncs of its `ref` fields → their objects
     referred: Mapping[str, Sequence[FieldSource]] = field(default_factory=dict)  # … → their key fields
@@ -178,8 +179,15 @@ class Job(Struct):
 
     @property
     def is_blind(self) -> bool:
-        """As the function of this name."""
-        return is_blind(self.sync, self.target.destination)
+        """Whether the target keeps no marks: it cannot tell a ledger that is older than what it was sent."""
+        return not self.target.destination.keeps_marks
+
+    @property
+    def waits(self) -> bool:
+        """Whether the sync is blind and sends much to a target that may have it: what it sends stays twice,
+        or the ledger knows nothing of it yet."""
+        first = self.ledger.checkpoint(self.sync.name, self.object) is None
+        return self.is_blind and (repeats(self.sync) or first)
 
     @property
     def object(self) -> str:
@@ -187,10 +195,9 @@ class Job(Struct):
         return self.target.destination.place(self.target.options, self.sync.write)
 
 
-def is_blind(sync: Sync, kind: type[Destination[Any]]) -> bool:
-    """Whether rows sent twice stay twice, and the target keeps no marks: it cannot tell a ledger that is
-    older than what it was sent."""
-    return sync.first_run is not None and not kind.keeps_marks
+def repeats(sync: Sync) -> bool:
+    """Whether rows that are sent twice stay twice at the target."""
+    return sync.first_run is not None
 
 
 class Clock(Struct):

@@ -15,7 +15,7 @@ from math import inf
 
 from msgspec import Struct, field
 
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.destinations.batch import UNKNOWN, Batch, Outcome
 from retl.destinations.window import Moment
 from retl.engine.answers import Answers
@@ -96,7 +96,8 @@ class RunJournal(Struct):
                 if self.answers is not None:
                     self.answers.record(batches)
                 # a request is stored only if every batch has an intent of its own
-                self.ledger.acknowledge(self.run_id, self.lock.epoch, collected, requests=self.every)
+                stored = self.every or self.answers is not None
+                self.ledger.acknowledge(self.run_id, self.lock.epoch, collected, stored=stored)
                 log.event("answers_recorded", batches=len(collected), level="debug")
 
     def _at(self) -> datetime:

@@ -13,11 +13,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from retl.destinations.batch import Outcome
-from retl.engine import baseline, diff, mapping
+from retl.engine import answers, baseline, diff, mapping
 from retl.engine.baseline import Distrust
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
-from retl.ledger import BatchRow, Checkpoint, DeltaRow, Ledger, RejectRow
+from retl.ledger import Checkpoint, DeltaRow, Ledger, RejectRow
 from retl.observe.signals import Stop
 from retl.run.job import Job
 from retl.run.mart import Mapped
@@ -120,22 +120,25 @@ def build_baseline(
     """Build the baseline from the ledger's files and answers, with the outcomes in `resolved`; returns its
     number of rows."""
 
-    def answers(run_id: str) -> list[BatchRow]:
-        rows = ledger.batches(run_id)
-        return [replace(row, outcome=resolved.get(row.batch_id, row.outcome)) for row in rows]
-
     folder, returned = workspace.directory, ledger.answers(one.run_id for one in deltas)
-    built = [
-        baseline.Delta(
+
+    def delta(one: DeltaRow) -> baseline.Delta:
+        rows = ledger.batches(one.run_id)
+        files = [ledger.get_file(name, folder) for name in returned.get(one.run_id, ())]
+        found = {(row.first, row.last): row.batch_id for row in rows if row.batch_id in resolved}
+        held = {span: path for span, batch in found.items() if (path := ledger.returned(batch, folder))}
+        if held:
+            files.append(answers.recovered(workspace, one.run_id, ledger.next_answers(one.run_id), held))
+        return baseline.Delta(
             ledger.get_file(one.delta, folder) if one.delta else None,
             one.started_at,
-            answers(one.run_id),
+            [replace(row, outcome=resolved.get(row.batch_id, row.outcome)) for row in rows],
             one.epoch,
             Distrust(**one.distrusts) if one.distrusts is not None else None,
-            [ledger.get_file(name, folder) for name in returned.get(one.run_id, ())],
+            files,
         )
-        for one in deltas
-    ]
+
+    built = [delta(one) for one in deltas]
     return baseline.build(workspace, ledger.get_file(snapshot, folder) if snapshot else None, built)
 
 

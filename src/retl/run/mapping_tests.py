@@ -26,7 +26,7 @@ from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.observe.signals import Stop
 from retl.project.definitions import MappingTest, Sync
-from retl.project.fields import Problem, expand_fields
+from retl.project.fields import Problem, expand_fields, lacking
 from retl.project.validation import did_you_mean
 from retl.project.yamlfile import Loc
 from retl.run import check
@@ -74,8 +74,7 @@ def problems(sync: Sync, contract: Contract) -> Iterator[Problem]:
         for column, value in test.given.items():
             at: Loc = ("tests", number, "given", column)
             if column not in contract.columns:
-                hint = did_you_mean(column, contract.columns)
-                yield Problem(sync.name, at, "COLUMN_UNKNOWN", f"the contract has no column {column!r}", hint)
+                yield Problem(sync.name, at, "COLUMN_UNKNOWN", *lacking(sync, column, list(contract.columns)))
                 continue
             try:
                 _typed(contract.columns[column].type, value)

@@ -11,7 +11,7 @@ from contextlib import closing
 from msgspec.structs import replace
 
 from retl.destinations.batch import MODES, Batch
-from retl.engine import diff, succession
+from retl.engine import diff, succession, suppression
 from retl.engine.baseline import BASELINE
 from retl.errors import TargetError
 from retl.observe.summary import counted
@@ -127,8 +127,19 @@ def _unsuppressed(job: Job, known: Known, plan: Plan) -> Mapping[str, bool]:
     return {
         f"ERASED: {counted(left, 'erasure', 'know')} a person only by the keys of"
         f" other syncs or of former times: this sync, {which}, sends who is still in its mart, unless the"
-        " same `retl erase` is repeated first": left > 0
+        f" same `retl erase` is repeated first{_same_keys(job, plan) if left else ''}": left > 0
     }
+
+
+def _same_keys(job: Job, plan: Plan) -> str:
+    """How many rows have a key that was erased from another sync whose key has the same columns."""
+    suppressed, changes = job.ledger.suppressed_in(job.akin), plan.changes
+    if not suppressed or not len(changes):
+        return ""
+    rows = suppression.count(changes.workspace, plan.field_map, suppressed, changes.table)
+    if not rows:
+        return ""
+    return f"; {counted(rows, 'row')} of these {'has' if rows == 1 else 'have'} a key that was erased there"
 
 
 def _learnt(made: Made, plan: Plan) -> int:

@@ -29,12 +29,11 @@ from retl.errors import DefinitionError, Failure, Later, LedgerError, RetlError,
 from retl.ledger import RunRow
 from retl.observe import log
 from retl.observe.summary import CONFLICTS, DELETES, KINDS, Conflicts, Counts, Deletes, Summary, described
-from retl.run import depot
+from retl.run import asked, depot
 from retl.run.depot import Depot
 from retl.run.desk import Desk, Step, work
 from retl.run.job import Job, Peer
 from retl.run.lines import Exchange, Ticket, versions
-from retl.run.run import asked
 
 STARTING = 10.0  # seconds for a command that has the lock to say what it runs
 REACHING = 60.0  # seconds to reach a run that has said where it is
@@ -156,7 +155,7 @@ class _Waiting:
             return self._wait(STARTING)
         if row.correlation_id != self._peer.job or "shards" not in row.options:
             return True
-        if row.options != json.loads(json.dumps(asked(self._job))):
+        if row.options != json.loads(json.dumps(asked.options(self._job))):
             raise _different(row, self._peer)
         if row.run_id not in self._seen:
             log.event("peer_waits", run=row.run_id)

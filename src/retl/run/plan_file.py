@@ -20,7 +20,7 @@ import msgspec
 
 from retl import __version__
 from retl.engine.selection import Selection
-from retl.errors import DefinitionError, Mismatch
+from retl.errors import DefinitionError, Mismatch, writing
 from retl.ledger.erasures import masked, without
 from retl.project.definitions import Sync
 from retl.run import counts
@@ -96,8 +96,8 @@ def _chosen(selection: Selection) -> Chosen:
 
 
 def write(artifact: Artifact, path: Path) -> None:
-    """Write a file that only this user can read: variables may be personal."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    """Write a file that only this user can read: variables may be personal. Failure FILE_UNWRITABLE."""
+    with writing(path), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(artifact)) + b"\n")
 
 

@@ -37,9 +37,10 @@ from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
 from retl.observe import log
+from retl.observe.summary import counted
 from retl.run import columns, dbt_results, extent, guards, resolve, target, trace
 from retl.run.guards import Facts, Refusal
-from retl.run.job import Job
+from retl.run.job import Job, repeats
 from retl.run.known import Known, holding
 from retl.run.mart import Extent, Frozen, Mapped, Opened, follows, hash_rows
 from retl.run.plan import Plan, Terms, Undecided
@@ -374,18 +375,25 @@ def _refusals(job: Job, made: Made, facts: Facts) -> list[Refusal]:
 
 
 def _doubted(job: Job, made: Made) -> Iterator[Refusal]:
-    """Refuse to send what would stay twice from a ledger that another sync found to be wrong."""
-    doubted = job.doubted
-    if doubted is None or not len(made.due.changes) or _adopts(job, made.known):
+    """Refuse to send from a ledger that another sync found to be wrong: it may have forgotten what it sent,
+    and whom it must never send again. A new ledger that knows this sync has sent for it since."""
+    doubted, rows = job.doubted, len(made.due.changes)
+    if doubted is None or not rows or _adopts(job, made.known):
         return
     behind = doubted.code == "STATE_BEHIND"
+    if not (behind or repeats(job.sync) or made.known.basis.is_first):
+        return
     state = "is older than what it sent" if behind else "is not the one that sent"
+    may, which = "may have been sent before, and would arrive twice", "newer" if behind else "former"
+    ways = f"`retl state adopt {job.sync.name}` takes today's rows as sent; or "
+    if not repeats(job.sync):
+        may, ways = "may be of people who were erased, which such a ledger does not know", ""
     yield Refusal(
         doubted.code,
         f"the ledger {state}, as {doubted.sync} found, and this target keeps no marks: some of these"
-        f" {len(made.due.changes)} rows may have been sent before, and would arrive twice",
-        f"bring the newer ledger back; or `retl state adopt {job.sync.name}` takes today's rows as sent; or"
-        f" --accept {doubted.code} sends them",
+        f" {counted(rows, 'row')} {may}",
+        f"bring the {which} ledger back; or {ways}--accept {doubted.code} sends them"
+        + ("" if repeats(job.sync) else f"; {trace.FORGOTTEN}"),
     )
 
 

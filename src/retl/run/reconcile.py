@@ -189,6 +189,8 @@ def after_run(job: Job, summary: Summary) -> Summary:
             note = f"the reconcile that was due failed: {looked.error['message']}"
         elif not found.drift:
             note = "reconciled: the target holds what was delivered"
+        elif found.drift == found.repairable and job.sync.conflicts.how != "warehouse_wins":
+            note = f"reconciled: others changed the target ({named}), and `conflicts` keeps that"
     return replace(summary, notes=(*summary.notes, note))
 
 

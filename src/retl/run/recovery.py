@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 from retl.delivery.lanes import Delivery
 from retl.destinations.batch import MODES, UNKNOWN, Batch, Kind, Outcome, RowResult
 from retl.destinations.window import KeyWindow, Moment
-from retl.engine import change_set
+from retl.engine import answers, change_set
 from retl.engine.workspace import Workspace
 from retl.errors import Systemic
 from retl.ledger import Acknowledgement, BatchRow, DeltaRow, Ledger
@@ -100,10 +100,20 @@ def resolve(
                 outcome = delivery.resolve(destination, batch, row.handle)
                 log.event("batch_settled", batch=row.batch_id, level="debug")
                 if outcome != Outcome(UNKNOWN):
+                    _record_returned(job.ledger, workspace, delta.run_id, row)
                     answer = Acknowledgement(row.batch_id, outcome, row.attempts + 1, None, None)
                     job.ledger.acknowledge(delta.run_id, epoch, [answer])
                     found += _ended(outcome, len(batch))
     return Settled(**found)
+
+
+def _record_returned(ledger: Ledger, workspace: Workspace, run_id: str, row: BatchRow) -> None:
+    """Make what the target returned with a batch part of the baseline; before its outcome is recorded."""
+    held = ledger.returned(row.batch_id, workspace.directory)
+    if held is not None:
+        number = ledger.next_answers(run_id)
+        path = answers.recovered(workspace, run_id, number, {(row.first, row.last): held})
+        ledger.put_file(path.name, path)
 
 
 def take_back(ledger: Ledger, epoch: int, lost: Lost) -> None:

@@ -18,7 +18,7 @@ from retl.destinations.batch import MODES, Batch
 from retl.engine.workspace import Workspace
 from retl.errors import TargetError
 from retl.observe.summary import Summary
-from retl.run import explain, guards, pipeline, volatile
+from retl.run import explain, guards, pipeline, samples, volatile
 from retl.run.job import Job
 from retl.run.plan import Plan
 from retl.run.prediction import Fates
@@ -71,7 +71,7 @@ def review(
 
     def look(plan: Plan, workspace: Workspace, others: Fates) -> None:
         made.target = plan.capabilities.object
-        made.samples = explain.samples(job, plan, workspace, reveal, others)
+        made.samples = samples.samples(job, plan, workspace, reveal, others)
         if full:
             made.full = True
             made.columns, made.compared = _columns(job, plan, workspace, others)

@@ -221,7 +221,8 @@ def _named(run: RunRow) -> str:
     """Which run is taken back: a person may have named only its sync, or the last one."""
     parts = [f"{number:,} {name}" for name, number in run.written.items()]
     listed = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
-    rows = f"wrote {listed} rows" if listed else "did not end" if not run.counts else "wrote nothing"
+    many = "row" if sum(run.written.values()) == 1 else "rows"
+    rows = f"wrote {listed} {many}" if listed else "did not end" if not run.counts else "wrote nothing"
     purpose = _PURPOSES.get(run.purpose, run.purpose)
     return f"this takes back run {run.run_id}, {purpose} that began at {run.started_at:%F %T}Z and {rows}"
 
@@ -240,7 +241,8 @@ def _again(job: Job, wrote: undo.Wrote, of: RunRow) -> list[str]:
 def _since(wrote: undo.Wrote) -> list[str]:
     if not wrote.since:
         return []
-    return [f"{wrote.since} rows were written again by a later run: take back the newest run first"]
+    rows = counted(wrote.since, "row", "was")
+    return [f"{rows} written again by a later run: take back the newest run first"]
 
 
 def _unknown(rows: int) -> list[str]:

@@ -6,11 +6,7 @@ ends with a correct status.
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from functools import cached_property
 from itertools import count
@@ -18,41 +14,33 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from retl import __version__
-from retl.delivery.lanes import Answered, Delivery, prepared
+from retl.delivery.answered import Answered
+from retl.delivery.lanes import Delivery, prepared
 from retl.destinations.api import Destination
 from retl.destinations.batch import (
     MODES,
     PRESENT,
     Batch,
     Capabilities,
-    Decision,
-    Kind,
     Outcome,
-    Shape,
-    SoftDelete,
-    Trace,
     Visit,
 )
-from retl.engine import baseline, hash
+from retl.engine import hash
 from retl.engine.answers import LATEST, Answers
-from retl.engine.baseline import Distrust
 from retl.engine.mapping import Run
 from retl.engine.workspace import Workspace
 from retl.errors import Failure, Later, LedgerError, Misasked, Mismatch, RetlError, Stopped, Unavailable
-from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd, RunStart
+from retl.ledger import Checkpoint, Lock, RejectChanges, RunEnd
 from retl.observe import log
 from retl.observe.summary import REJECTS_SHOWN, Counts, Summary, counted, described
-from retl.run import asserting, checkpoint, counts, guards, recovery, standing, target, then, trace
+from retl.run import asked, asserting, checkpoint, counts, recovery, reset, shortfall, standing, then, trace
 from retl.run.counts import Account
 from retl.run.drain import drain
 from retl.run.job import Clock, Job
 from retl.run.journal import RunJournal
 from retl.run.mart import Mapped
 from retl.run.plan import Plan
-from retl.values.keys import key_texts
 
-MASK = "***"
 EXAMPLES_KEPT = 100  # rejects kept with the run itself
 
 
@@ -60,44 +48,6 @@ def new_run(job: Job) -> Run:
     """A run with the job's id, or one that sorts by time, on the ledger's clock."""
     made = Run.at(job.ledger.now())
     return replace(made, run_id=job.run_id) if job.run_id else made
-
-
-def _written(shape: Shape) -> dict[str, list[str]]:
-    """The target's fields that a sync writes, by operation; of a delete only those that a soft one sets."""
-    soft = shape.deletes.set if isinstance(shape.deletes, SoftDelete) else ()
-    return {"upsert": [one.name for one in shape.fields], "delete": list(soft)}
-
-
-def asked(job: Job) -> dict[str, Any]:
-    """What a run was asked for, as the ledger keeps it."""
-    options = job.options
-    return {
-        "accept": list(options.accept),
-        "allow_deletes": options.allow_deletes,
-        **_decided(options.decisions),
-        **({"reconcile": options.reconcile} if options.reconcile else {}),
-        **({"plan": options.plan} if options.plan else {}),
-        **({"shards": job.peer.of} if job.peer else {}),
-        **_selected(job),
-    }
-
-
-def _selected(job: Job) -> dict[str, Any]:
-    """The rows that the run was asked for; an erased key is not stored again."""
-    found = {k: v for k, v in asdict(job.options.selection).items() if v}
-    if "touched" in found:
-        found["touched"] = len(found["touched"])
-    if "keys" in found:
-        gone = job.ledger.suppressed(job.sync.name, job.object, job.siblings)
-        given = key_texts(found["keys"], len(job.sync.key))
-        found["keys"] = [MASK if gone.has(key) else key for key in given]
-    return found
-
-
-def _decided(decisions: Mapping[str, Decision]) -> dict[str, Any]:
-    """How many conflicts a person decided for which side, for the history."""
-    sides = Counter(one.side for one in decisions.values())
-    return {"take": dict(sides)} if sides else {}
 
 
 class Execution:
@@ -116,28 +66,7 @@ class Execution:
     def begin(self) -> None:
         """Write the RUNNING row, durable before anything else happens."""
         job = self.job
-        job.ledger.begin(
-            RunStart(
-                run_id=self.run.run_id,
-                sync=job.sync.name,
-                object=job.object,
-                environment=job.environment,
-                correlation_id=job.correlation_id,
-                epoch=self.lock.epoch,
-                started_at=self.run.started_at,
-                vars={name: str(value) for name, value in job.options.variables.items()},
-                fingerprint={},
-                purpose=job.options.purpose,
-                of_run=job.options.of_run,
-                approved_by=job.options.approved_by,
-                source_identity=job.source.identity,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                user=getpass.getuser(),
-                version=__version__,
-                options=asked(job),
-            )
-        )
+        job.ledger.begin(asked.start(job, self.run, self.lock.epoch))
         self._dismissed = counts.dismissals(job.ledger.rejects(job.sync.name, "dismissed"))
         so_far = sum(self.clock.so_far().values())
         log.event(
@@ -218,7 +147,7 @@ class Execution:
             name,
             len(plan.changes),
             plan.fingerprints,
-            writes=_written(plan.field_map.shape),
+            writes=asked.written(plan.field_map.shape),
             restart=restart,
             keep=plan.basis.kept,
         )
@@ -230,7 +159,7 @@ class Execution:
         if plan.field_map.shape.digests != "none":
             first = LATEST if plan.shards is not None else 0
             numbers = count(first), count(first + 1)
-            answers = Answers(self.workspace, self.run.run_id, plan.changes.table, ledger.put_file, *numbers)
+            answers = Answers(self.workspace, self.run.run_id, plan.changes.table, ledger, *numbers)
         every = prepared(plan.capabilities)
         self.delivery = self._delivery(plan.capabilities, every=every, lane=self._lane, answers=answers)
         with closing(self.delivery), ExitStack() as hold:
@@ -244,7 +173,7 @@ class Execution:
         plan, job = self._planned(), self.job
         with self.clock.phase("commit"):
             numbers = self._account.counts()
-            error = self._reset() or self._unfinished(numbers)
+            error = self._shortfall(numbers)
             rejected = numbers.rejected or numbers.deletes.rejected
             dismissed = self._account.number_dismissed()
             is_open = rejected and not (dismissed and dismissed == len(self._account.rejects))
@@ -269,6 +198,14 @@ class Execution:
             if made is not None:
                 self._tidy()
         return self._summary(status, error.exit_code if error else 0, numbers, error)
+
+    def _shortfall(self, numbers: Counts) -> Failure | None:
+        """Why the run is not a success, though it reached its end."""
+        plan = self._planned()
+        sent = self.delivery.answered if self.delivery else None
+        return reset.find(self.job, self.run, self.lock, plan, self.workspace, sent) or shortfall.find(
+            self.job.sync.name, plan, sent or (), numbers, self._account.open_refusals()
+        )
 
     def _asserted(self) -> Failure | None:
         """Why the target does not hold what the sync asserts; the delivery is confirmed all the same."""
@@ -309,7 +246,8 @@ class Execution:
             with suppress(RetlError):  # a full disk may also keep us from counting
                 numbers = self._account.counts()
         if isinstance(problem, Later):
-            problem = self._in_doubt(numbers, problem.message) or problem
+            so_far = self.plan, self._answered, numbers
+            problem = shortfall.in_doubt(self.job.sync.name, *so_far, problem.message) or problem
         status = (
             "INTERRUPTED"
             if isinstance(problem, Stopped) or (isinstance(problem, Later) and self.delivery is not None)
@@ -411,103 +349,6 @@ class Execution:
             place = plan.capabilities.object
             trace.relocate(job.ledger, job.sync.name, plan.moved_from, place, self.lock.epoch)
 
-    def _reset(self) -> Failure | None:
-        """Whether the target lost rows since this run looked at it; then older ones may be lost too."""
-        plan, marks = self._planned(), self._planned().marks
-        append = self.job.sync.write == "append"
-        if marks is None or not (marks or self.delivery):
-            return None
-        visit = Visit(self.run.run_id, self.lock.epoch)
-        with closing(self._lane()) as destination:
-
-            def is_lost() -> bool:
-                return guards.is_lost(*target.sample(destination, self.run, plan, self.workspace, plan.basis))
-
-            retrying = self.job.pace.retrying(self.job.sync.retry, self.job.stop.event)
-            lost = retrying(
-                lambda: trace.lost(destination, visit, self._answered, marks, is_lost if append else None)
-            )
-            if not lost:
-                return None
-            back = () if append else retrying(lambda: self._returned(destination, visit))
-        compares = self.job.target.comparable
-        if compares or not append or plan.distrust is not None:
-            doubt = plan.distrust or Distrust(rows=0)
-            doubt = replace(doubt, rows=0, own=True, back=(*doubt.back, *back))
-            self.job.ledger.distrust(self.run.run_id, self.lock.epoch, asdict(doubt))
-        hint = "run again: every row that is not confirmed is sent"
-        if append:  # what only its marks can tell is left to the next run, which looks for them
-            hint = "run again: it says what the target lacks, and how to append that again"
-        if append and compares:
-            hint = f"`retl state rebuild {self.job.sync.name}` reads what it has"
-        return Failure(
-            "TARGET_RESET",
-            f"the target lost {counted(lost, 'batch')} during this run: it was emptied,"
-            " restarted or replaced",
-            hint=hint,
-        )
-
-    def _returned(self, destination: Destination[Any], visit: Visit) -> tuple[str, ...]:
-        """The keys that this run or an earlier one deleted and that the target, which was put back, has."""
-        plan, ledger, sync = self._planned(), self.job.ledger, self.job.sync.name
-        try:
-            seen = destination.check(visit) or Trace()
-        except Mismatch:  # there is no object
-            return ()
-        known = trace.expected(ledger, sync, plan.capabilities.object, seen)
-        since = trace.compare(ledger, sync, seen, known, append=False).lost
-        if since is None:
-            return ()
-        gone = f"{baseline.deleted(since)} UNION SELECT key FROM {plan.changes.table} WHERE op = 'delete'"
-        return target.returned(destination, self.run, plan, self.workspace, gone)
-
-    def _unfinished(self, numbers: Counts) -> Failure | None:
-        """Why a run that reached its end is not a success."""
-        if problem := self._in_doubt(numbers):
-            return problem
-        if self.delivery is not None and (postponed := self.delivery.count(Kind.RETRY)):
-            return Failure(
-                "TARGET_BUSY",
-                f"the target postponed {counted(postponed, 'row')} beyond the retry budget",
-                hint="run again: they are still due",
-            )
-        refused = self._account.open_refusals()
-        in_place = self.plan is not None and self.plan.capabilities.in_place and numbers.unchanged > 0
-        if refused and not (numbers.written or in_place):  # a set with rows that are the same has arrived
-            skipped = f", skipped: {numbers.skipped}" if numbers.skipped else ""
-            return Failure(
-                "ALL_REFUSED",
-                f"nothing was written; rows refused by the target: {refused}{skipped}",
-                hint="see `retl rejects`",
-            )
-        return None
-
-    def _in_doubt(self, numbers: Counts, ended: str | None = None) -> Failure | None:
-        """The error if rows are in doubt; `ended`: why the run stopped before its end."""
-        doubtful = numbers.in_doubt + numbers.deletes.in_doubt
-        if not doubtful:
-            return None
-        message = f"rows without an answer: {doubtful}. It is unknown whether they arrived"
-        if told := self._told():
-            message = f"{counted(doubtful, 'row', 'is')} in doubt: {told}"
-        distrusted = any(delta.distrusts is not None for delta in self._planned().basis.deltas)
-        return Failure(
-            "IN_DOUBT",
-            f"{message}; the run stopped because {ended}" if ended else message,
-            hint=f"`retl state rebuild {self.job.sync.name}` reads what the target has"
-            if distrusted  # no batch has these rows
-            else "look into the target, then `retl resolve`",
-        )
-
-    def _told(self) -> str | None:
-        """What an answer said that left rows in doubt."""
-        for one in self._answered:
-            results = (one.outcome.default, *one.outcome.exceptions.values()) if one.outcome else ()
-            for result in results:
-                if result.kind is Kind.UNKNOWN and result.reason:
-                    return f"{result.code}: {result.reason}" if result.code else result.reason
-        return None
-
     @property
     def _answered(self) -> list[Answered]:
         return self.delivery.answered if self.delivery else []
@@ -592,7 +433,7 @@ class Execution:
         return [described(problem)] if isinstance(problem, Mismatch) else []
 
     def _effort(self) -> dict[str, int]:
-        answered = self.delivery.answered if self.delivery else []
+        answered = self._answered
         return {
             "batches": sum(1 for one in answered if one.attempts),
             "retries": self.delivery.retries if self.delivery else 0,
@@ -610,8 +451,7 @@ class Execution:
 
     def _foreign(self) -> int:
         """How many rows a whole mart took out of the target beyond those that this sync had delivered."""
-        answered = self.delivery.answered if self.delivery else []
-        removed = sum(one.outcome.removed for one in answered if one.outcome is not None)
+        removed = sum(one.outcome.removed for one in self._answered if one.outcome is not None)
         if self.plan is None or not removed:
             return 0
         kept = sum(self.plan.changes.counts.get(op, 0) for op in ("update", "refresh"))

@@ -28,7 +28,8 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from retl.contract import judge as contracts
-from retl.delivery.lanes import Answered, Delivery, prepared
+from retl.delivery.answered import Answered
+from retl.delivery.lanes import Delivery, prepared
 from retl.delivery.paced import Paced
 from retl.destinations.batch import UNKNOWN, Batch, Capabilities, Outcome, Shape
 from retl.engine import change_set, diff, judge, scope, shards
@@ -328,7 +329,7 @@ class Shard(Struct):
             answers = None
             if sending.shape.digests != "none":
                 numbers = count(first), count(first + 1)
-                answers = Answers(workspace, work.run.run_id, changes.table, ledger.put_file, *numbers)
+                answers = Answers(workspace, work.run.run_id, changes.table, ledger, *numbers)
             pace = Pace(**sending.pace, book=ledger)
             plan = Share(work.run, work.capabilities, sending.terms, changes)
             journal = Reporting(

@@ -20,8 +20,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from retl.delivery.answered import Answered
 from retl.delivery.failure_rate import FailureRate
-from retl.delivery.lanes import Answered, Delivery
+from retl.delivery.lanes import Delivery
 from retl.destinations.batch import MODES, UNKNOWN, Batch, Kind, Outcome
 from retl.engine import shards
 from retl.engine.change_set import ChangeSet, Phase

@@ -12,7 +12,7 @@ from retl.engine import baseline
 from retl.engine.answers import IMAGES
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, writing
 from retl.ledger import Ledger, RunRow
 from retl.observe.signals import Stop
 from retl.values.sql import literal
@@ -22,14 +22,15 @@ FORMATS = {".parquet": "parquet", ".csv": "csv, HEADER true", ".json": "json"}
 
 def write(ledger: Ledger, run: RunRow, path: Path) -> int:
     """Write the rows that a run wrote, as they were before it; returns their number. DefinitionError
-    NOT_REVERSIBLE without images, USAGE for a file of another kind."""
+    NOT_REVERSIBLE without images, USAGE for a file of another kind; Failure FILE_UNWRITABLE."""
     if path.suffix not in FORMATS:
         raise DefinitionError("USAGE", "--images takes a .parquet, .csv or .json file")
     if not ledger.images(run.run_id):
         raise DefinitionError("NOT_REVERSIBLE", f"no images of run {run.run_id} are kept")
     with private_directory() as folder, Workspace(folder, Stop()) as workspace:
         _show(workspace, ledger, run)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        with writing(path):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
         workspace.run(
             f"COPY (FROM retl_pre_snapshot ORDER BY record_key) TO {literal(str(path))}"
             f" (FORMAT {FORMATS[path.suffix]}, USE_TMP_FILE false)"

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from retl.delivery.lanes import Answered
+from retl.delivery.answered import Answered
 from retl.destinations.api import Destination
 from retl.destinations.batch import Kind, Trace, Visit
 from retl.engine.baseline import Distrust
@@ -30,7 +30,7 @@ TAKEN = (
     "another ledger has delivered here since this one last did: another project writes here, or this state is"
     " a former one"
 )
-_FORGOTTEN = "people that this ledger does not know to be erased must be erased again first, or they are sent"
+FORGOTTEN = "people that this ledger does not know to be erased must be erased again first, or they are sent"
 
 
 class Compared(Struct, frozen=True):
@@ -204,7 +204,7 @@ def strangers(place: str, sync: Sync, last: datetime | None) -> Refusal:
         " container or CI job has none: keep it, or set RETL_STATE_URL=postgresql://…); `--accept STATE_LOST`"
         " continues with this ledger"
         + again * (sync.write == "append" and sync.first_run == "send")
-        + f"; {_FORGOTTEN}",
+        + f"; {FORGOTTEN}",
     )
 
 
@@ -245,7 +245,7 @@ def _behind(sync: str, runs: int, *, append: bool, comparable: bool, whole: bool
         "STATE_BEHIND",
         f"the target has marks of {counted(runs, 'run')} of this sync that the ledger does not know:"
         " the ledger was restored from a backup, or another copy of it is in use",
-        ", or ".join(ways) + ("" if append else accept) + f"; {_FORGOTTEN}",
+        ", or ".join(ways) + ("" if append else accept) + f"; {FORGOTTEN}",
     )
 
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 from retl.destinations.batch import Kind, Outcome
 from retl.engine.baseline import DELTA, MOVED, UNANSWERED, all_opened
 from retl.engine.workspace import Workspace
+from retl.errors import writing
 from retl.ledger import BatchRow, Delivered, Ledger
 from retl.values.keys import spellings
 from retl.values.sql import literal
@@ -260,9 +261,10 @@ def _singles(ledger: Ledger, run_ids: Collection[str]) -> Iterator[tuple[object,
 
 def export(workspace: Workspace, path: Path) -> int:
     """Write the log to a file that only this user can read; returns the number of rows. The ending of its
-    name says which format: parquet, csv or json."""
+    name says which format: parquet, csv or json. Failure FILE_UNWRITABLE."""
     kind = EXPORTS[path.suffix]
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+    with writing(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
     listed = ", ".join(COLUMNS)
     if path.suffix == ".csv":
         listed = listed.replace(

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from retl.errors import DefinitionError
+from retl.project.validation import did_you_mean
 from retl.sources.api import Source
 
 _SHARED = {
@@ -17,6 +18,7 @@ _SHARED = {
     "dbt_model",
     "dbt_results",
     "inputs",
+    "personal",
     "relations",
     "sql",
     "streams",
@@ -37,7 +39,7 @@ def load(type_name: str) -> type[Source[Any]]:
         raise DefinitionError(
             "SOURCE_UNKNOWN",
             f"there is no source type {type_name!r}",
-            hint=f"known types: {', '.join(names())}",
+            hint=did_you_mean(type_name, names()) or f"known types: {', '.join(names())}",
         )
     module = import_module(f"{__name__}.{type_name}")
     (found,) = (

@@ -170,6 +170,11 @@ def _values(test: Node | None) -> tuple[str, ...]:
     return tuple(str(value) for value in test.test_metadata.kwargs.get("values", []))
 
 
+def personal(model: Node) -> frozenset[str]:
+    """The columns of a node that the project calls personal, in lower case."""
+    return frozenset(one.name.strip('"').lower() for one in model.columns.values() if _is_personal(one))
+
+
 def _is_personal(column: ColumnNode) -> bool:
     """Whether a tag or a meta of the column calls it personal. It is never guessed."""
     meta = {**column.meta, **(column.config.get("meta") or {})}

@@ -25,7 +25,7 @@ from retl.observe.signals import Stop
 from retl.project.contracts import Documented
 from retl.project.definitions import Warehouse
 from retl.project.marts import Mart
-from retl.sources import dbt, relations
+from retl.sources import dbt, personal, relations
 from retl.sources.api import Description, Since, Snapshot, Source
 from retl.sources.dbt_results import reported
 from retl.values.sql import literal, quoted, split
@@ -77,9 +77,19 @@ class DuckDB(Source[Mart]):
         return self.options.max_age
 
     def documented(self) -> Mapping[str, Documented]:
-        if self.options.dbt is None:
+        target, options = self.invocation.folder / self.connection.dbt, self.options
+        if options.dbt is not None:
+            return dbt.documented(target, options.dbt)
+        if not (target / dbt.MANIFEST).is_file():
             return {}
-        return dbt.documented(self.invocation.folder / self.connection.dbt, self.options.dbt)
+        known = personal.of_models(dbt.read_manifest(target / dbt.MANIFEST))
+        if not known:
+            return {}
+        if options.table is not None:
+            names = personal.of_table(tuple(one.lower() for one in split(options.table)), known)
+        else:
+            names = personal.carried(options.text(self.invocation.folder), known)
+        return personal.inherited(names)
 
     def version(self, stop: Stop) -> str:
         return self.version_of(_state(self.invocation.folder / self.connection.path))

@@ -19,7 +19,10 @@ from retl.engine.workspace import NAME, Workspace
 from retl.errors import DefinitionError, SourceError
 from retl.model import Definition
 from retl.observe.signals import Stop
+from retl.project.contracts import Documented
+from retl.sources import personal
 from retl.sources.api import Description, Invocation, Since, Snapshot, Source
+from retl.sources.relations import Name
 from retl.values.sql import literal, quoted
 
 if TYPE_CHECKING:
@@ -69,6 +72,14 @@ class Inputs(Source[Select]):
     @property
     def max_age(self) -> float | None:
         return min((age for source in self.inputs.values() if (age := source.max_age)), default=None)
+
+    def documented(self) -> Mapping[str, Documented]:
+        every = {name.lower(): source.documented() for name, source in self.inputs.items()}
+        known: dict[Name, frozenset[str]] = {
+            (name,): frozenset(column for column, one in columns.items() if one.sensitive)
+            for name, columns in every.items()
+        }
+        return personal.inherited(personal.carried(self.options.sql, known))
 
     @property
     def announces(self) -> tuple[PostgresConnection, ...]:

@@ -16,6 +16,8 @@ from retl.testing.server import TOKEN, FakeApi
 class FakeHubSpot(FakeApi):
     """Takes 100 records a request, values as text, and answers in reverse. One record is read, created or
     changed by its id or, with `?idProperty=`, by that property, and shows the properties that are asked for.
+    A list of all has pages of `?limit=`, at most 100, and goes on at `?after=`; without `limit` it is whole.
+    There is no search.
     `erased` are the contacts that were permanently erased, as (id property, id)."""
 
     def __init__(self, token: str = TOKEN, refuse: Collection[str] = ()) -> None:
@@ -38,11 +40,12 @@ class FakeHubSpot(FakeApi):
         where = urlsplit(path)
         if one := re.fullmatch(r"/crm/v3/objects/[^/]+(?:/([^/]+))?", where.path):
             query = {name: values[0] for name, values in parse_qs(where.query).items()}
-            if not (one[1] == "gdpr-delete" or (method == "GET" and one[1] is None)):
+            if method == "GET" and one[1] is None:
+                return self._listed(query)
+            if method == "POST" and one[1] == "search":
+                return 404, {"category": "OBJECT_NOT_FOUND", "message": "this fake has no search"}
+            if one[1] != "gdpr-delete":
                 return self._one(method, unquote(one[1] or ""), query, json.loads(body or b"{}"))
-        if method == "GET":
-            held = [{"id": f"r-{key}", "properties": fields} for key, fields in self.objects.items()]
-            return 200, {"results": held}
         if path.endswith("/batch/read"):
             return 200, self._read(**json.loads(body))
         if path == "/crm/v3/objects/contacts/gdpr-delete":
@@ -65,6 +68,18 @@ class FakeHubSpot(FakeApi):
                 self.merge(one["id"], one["properties"])
                 results.append({"id": f"r-{one['id']}", "objectWriteTraceId": trace})
         return (207 if errors else 200), {"status": "COMPLETE", "results": results, "errors": errors}
+
+    def _listed(self, query: dict[str, str]) -> tuple[int, Any]:
+        """One page of all records, and where the next one begins."""
+        limit, after = query.get("limit", str(len(self.objects))), query.get("after", "0")
+        if not (limit.isdigit() and after.isdigit()) or ("limit" in query and not 1 <= int(limit) <= 100):
+            return 400, {"category": "VALIDATION_ERROR", "message": "limit is from 1 to 100"}
+        first, end = int(after), int(after) + int(limit)
+        held = [
+            {"id": f"r-{key}", "properties": fields} for key, fields in [*self.objects.items()][first:end]
+        ]
+        more = {"paging": {"next": {"after": str(end)}}} if end < len(self.objects) else {}
+        return 200, {"results": held, **more}
 
     def _one(self, method: str, name: str, query: dict[str, str], content: Any) -> tuple[int, Any]:
         """The answer to a request for one record: read it, create it (its key is the property that the

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from retl.app.masking import MASK
 from retl.ledger import BatchRow, Ledger, RunRow
+from retl.observe.mask import MASK
+from retl.run.unended import so_far
 
 RUNS_SHOWN = 30
 REASONS_SHOWN = 10
@@ -29,7 +30,8 @@ class Reason(Struct, frozen=True):
 
 class Facts(Struct, frozen=True):
     """`runs`: the newest runs of the sync, oldest first. `batches`: the slowest, in the order they were sent.
-    `states`: one line per sync as in `retl status`, or none."""
+    `so_far`: rows by what became of them, of a run that has not ended. `states`: one line per sync as in
+    `retl status`, or none."""
 
     run: RunRow
     runs: Sequence[RunRow]
@@ -40,6 +42,7 @@ class Facts(Struct, frozen=True):
     last_success: datetime | None
     made_at: datetime
     states: Sequence[Mapping[str, Any]] = ()
+    so_far: Mapping[str, int] = field(default_factory=dict)
 
 
 def gather(
@@ -64,6 +67,7 @@ def gather(
         open=open_reasons(ledger, run.sync, masked=masked),
         last_success=(good.finished_at or good.started_at) if good else None,
         made_at=made_at or ledger.now(),
+        so_far=so_far(ledger, run),
         states=states,
     )
 

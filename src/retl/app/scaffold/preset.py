@@ -19,7 +19,7 @@ from msgspec import Struct, field
 from retl import destinations
 from retl.app.scaffold.curl import Call
 from retl.app.scaffold.yamltext import flow
-from retl.errors import DefinitionError
+from retl.errors import DefinitionError, writing
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _KEYS = (
@@ -196,8 +196,9 @@ def write(folder: Path, draft: Draft) -> list[Path]:
         if any(secret in text for secret in secrets):
             raise DefinitionError("USAGE", "the credential is also in another part of the request")
     for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
     return list(files)
 
 

@@ -19,6 +19,7 @@ from retl.app.report import Reason, delivered, gather, open_reasons
 from retl.app.report.page import page
 from retl.errors import DefinitionError
 from retl.ledger import Ledger
+from retl.observe.mask import MASK
 from retl.run.conflicts import STAGE, queue
 from retl.run.resolve import doubts, is_asked
 
@@ -110,7 +111,7 @@ def rejects(project: LoadedProject, ledger: Ledger, _name: str, query: Query) ->
         link,
         name=name,
         grouped=[(one[0], Reason(*one[1:], number, ())) for one, number in alike],
-        rows=[replace(one, key=masking.MASK) if one.sync in hidden else one for one in found[:ROWS]],
+        rows=[replace(one, key=MASK) if one.sync in hidden else one for one in found[:ROWS]],
         total=len(found),
         made_at=ledger.now(),
     )
@@ -123,7 +124,7 @@ def conflicts(project: LoadedProject, ledger: Ledger, _name: str, query: Query) 
         "conflicts",
         STAGE + "s",
         link,
-        rows=[replace(one, key=masking.MASK) if one.sync in hidden else one for one in found[:ROWS]],
+        rows=[replace(one, key=MASK) if one.sync in hidden else one for one in found[:ROWS]],
         total=len(found),
         made_at=ledger.now(),
     )

@@ -40,7 +40,6 @@ from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
 from retl.project.definitions import Sync
-from retl.run.job import is_blind
 
 if TYPE_CHECKING:
     from retl.run.job import Doubted, Job
@@ -377,7 +376,7 @@ class Watch:
         views, ears = watched.views(project, chosen, ledger, now), watched.ears(project, chosen)
         claims = {one.name: project.claim(one) for one in chosen}
         topics = watched.topics(project, chosen)
-        blind = {one.name for one in chosen if is_blind(one, project.kind(one))}
+        blind = {one.name for one in chosen if not project.kind(one).keeps_marks}
         late = schedule.late(chosen, blind)
         if self.server is None and (self._listen or watched.takes_events(chosen)):
             self.server = Server(

@@ -309,9 +309,11 @@ class Postgres(Destination[PostgresOptions]):
                 mark = self._sql.markers.mark(batch, attempt, self._attempts.author, written, noted(found))
                 if not session.execute(mark).rowcount:
                     session.rollback()
+                    if batch.returns is not None:
+                        batch.returns.forget(batch)
                     return self._attempts.met(batch, self._mark(session, batch, attempt))
-            if self.shape.images and batch.returns is not None:
-                batch.returns.keep(batch)  # only now: an attempt that arrived before has the true images
+            if batch.returns is not None:  # only now: what an attempt that arrived before put is true
+                batch.returns.keep(batch, images=self.shape.images)
         self._attempts.answered(batch)
         removed = self._removed if batch.operation != "delete" else 0
         return Outcome(WRITTEN, found, removed=removed)

@@ -102,7 +102,6 @@ class Conditional(Struct, frozen=True):
                 state.found |= dict.fromkeys(todo, BUSY)
                 break
             state.expect(todo)
-            self._tell(batch, state)  # first: the answer may be lost
             self._keep(batch, state)
             reply = self._send(self._command(entry, number, rows, todo, state.others))
         self._tell(batch, state)
@@ -202,7 +201,6 @@ class Conditional(Struct, frozen=True):
                 raise self._failure(reply)
             self._remember(batch, {n: self.value.held(one) for n, one in enumerate(reply)}, state)
             expected = rows.expected_of(reply)
-        self._tell(batch, state)  # first: the answer may be lost
         self._keep(batch, state)
         return self._send(rows.command(self.stamp, entry, self.ttl, expected))
 
@@ -217,7 +215,6 @@ class Conditional(Struct, frozen=True):
         else:
             todo = {row.number: verdicts.assume(self.value, row) for row in rows}
         state.expect(todo)
-        self._tell(batch, state)
         self._keep(batch, state)
         return self._send(self._command(entry, 0, rows, todo, state.others))
 
@@ -276,11 +273,15 @@ class Conditional(Struct, frozen=True):
                 state.images[n] = _line(batch.first + n, self.value.image(one, whole=whole))
 
     def _keep(self, batch: Batch, state: State) -> None:
-        """Make durable what all rows hold, before anything of it is overwritten."""
-        if self.value.shape.images and batch.returns is not None:
+        """Make durable what all rows hold, before anything of it is overwritten, and what they will hold: the
+        answer may be lost."""
+        if batch.returns is not None:
+            images = self.value.shape.images
             batch.returns.forget(batch)
-            batch.returns.images(batch, state.images.values())
-            batch.returns.keep(batch)
+            if images:
+                batch.returns.images(batch, state.images.values())
+            self._tell(batch, state)
+            batch.returns.keep(batch, images=images)
 
     def _tell(self, batch: Batch, state: State) -> None:
         """Put the digests of what the rows hold after the write."""
