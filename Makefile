@@ -30,7 +30,7 @@ test-duckdb15: $(READY)
 	PYTHONPATH=src .venv-duckdb15/bin/python -m tests.canonical
 
 test-crash: $(READY) ## kill runs at events and system calls for a quarter of an hour, and print what was lost
-	$(BIN)/python -m tests.crash_sweep
+	$(BIN)/python -m tests.crash_sweep $(ARGS)
 
 test-world: $(READY) ## others act between and during runs: every scene on every server here, and what came of it
 	$(BIN)/python -m tests.world $(ARGS)

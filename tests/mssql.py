@@ -28,6 +28,7 @@ from sqlglot import exp
 from tests.tds import Engine, Failure, Handler, Result
 
 GUARDED = re.compile(r"BEGIN TRY\n(?:IF @@TRANCOUNT[^;]*;\n)?(.*);\nSELECT @@ROWCOUNT.*END CATCH", re.DOTALL)
+_RENAMED = re.compile(r"EXEC sys.sp_rename N'([^']*)', N'([^']*)', 'COLUMN'")
 _APPLOCK = re.compile(r"sp_getapplock @Resource = N'([^']*)'")
 _UNCAUGHT = (102, 207, 208)  # by a TRY of the same text: it is not compiled
 _RANGES = {"tinyint": (0, 255), "smallint": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1)}
@@ -253,6 +254,9 @@ class Session(Engine):
     # --- statements
 
     def _statement(self, sql: str) -> list[Result]:
+        if renamed := _RENAMED.fullmatch(sql):
+            self._rename(*renamed.groups())
+            return []
         tree = read(sql)
         if isinstance(tree, exp.Select | exp.SetOperation):
             if " FROM " in sql and "sys." not in sql:
@@ -280,7 +284,7 @@ class Session(Engine):
                 self.file.execute("DELETE FROM sys_objects WHERE name = ?", [tree.args["tables"][0].name])
         elif isinstance(tree, exp.Alter):
             for one in tree.args["actions"]:
-                self._add(tree.this.name, one)
+                self._alter(tree.this.name, one)
         else:
             raise ServerError(102, f"Incorrect syntax: {sql[:80]}")
         return []
@@ -339,7 +343,7 @@ class Session(Engine):
         scale = first if kind.startswith("datetime") else second
         collation = "Latin1_General_100_BIN2" if "BIN2" in of.sql("tsql") else "SQL_Latin1_General_CP1_CI_AS"
         (at,) = self.file.execute(
-            "SELECT count(*) + 1 FROM sys_columns WHERE object_id = ?", [this]
+            "SELECT coalesce(max(column_id), 0) + 1 FROM sys_columns WHERE object_id = ?", [this]
         ).fetchone()
         constraints = [type(one.kind) for one in of.constraints]
         needed = exp.NotNullColumnConstraint in constraints or exp.PrimaryKeyColumnConstraint in constraints
@@ -353,6 +357,32 @@ class Session(Engine):
             0,
         ]
         self.file.execute(f"INSERT INTO sys_columns VALUES ({', '.join('?' * 14)})", values)
+
+    def _alter(self, table: str, of: exp.Expression) -> None:
+        """SQLite keeps no sizes, so another type is one of the catalog."""
+        this = self._object_id(table)
+        if isinstance(of, exp.Drop):
+            (named,) = {one.name for one in of.find_all(exp.Identifier)}
+            self.file.execute(f'ALTER TABLE "{table}" DROP COLUMN "{named}"')
+            self.file.execute("DELETE FROM sys_columns WHERE object_id = ? AND name = ?", [this, named])
+        elif isinstance(of, exp.AlterColumn):
+            self.file.execute(
+                "UPDATE sys_columns SET system_type_id = ?, user_type_id = ? WHERE object_id = ? AND name = ?",
+                [of.args["dtype"].sql("tsql").lower()] * 2 + [this, of.this.name],
+            )
+        elif isinstance(of, exp.ColumnDef):
+            self._add(table, of)
+        else:
+            raise ServerError(102, f"Incorrect syntax: {of}")
+
+    def _rename(self, column: str, to: str) -> None:
+        """sp_rename."""
+        table, name = column.split(".")[-2:]
+        self.file.execute(f'ALTER TABLE "{table}" RENAME COLUMN "{name}" TO "{to}"')
+        self.file.execute(
+            "UPDATE sys_columns SET name = ? WHERE object_id = ? AND name = ?",
+            [to, self._object_id(table), name],
+        )
 
     def _add(self, table: str, of: exp.ColumnDef) -> None:
         self.file.execute(f'ALTER TABLE "{table}" ADD COLUMN {self._declared(of)}')

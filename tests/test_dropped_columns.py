@@ -107,6 +107,24 @@ def test_a_field_that_is_new_in_the_sync_is_an_ordinary_update(shop: Workshop, p
     assert "any more" not in str(done.get("notes"))
 
 
+@pytest.mark.parametrize("more", ["write: append\nfirst_run: send\n", "write: insert_only\n"])
+def test_a_sync_that_changes_no_row_sends_none_again_and_names_no_way_to_fill_it(
+    shop: Workshop, postgres: Database, more: str
+) -> None:
+    sync(shop, more)
+    shop.json("sync", "users")
+    drop(postgres)
+    sync(shop, more, create="false")
+    said = shop.retl("sync", "users")
+    assert (said.code, "--full" in said.err) == (3, False)
+    assert "rows that are there already stay empty in it" in said.err
+    sync(shop, more)
+    shop.warehouse("INSERT INTO users VALUES (1000, 'new', 1)")
+    done = shop.json("sync", "users")["syncs"][0]
+    assert (done["inserted"], done["unchanged"], done.get("notes")) == (1, ROWS, None)
+    assert held(postgres) == (ROWS + 1, 1)
+
+
 def test_where_people_make_the_column_the_hint_says_how_it_is_filled(
     shop: Workshop, postgres: Database
 ) -> None:
@@ -195,6 +213,7 @@ def test_every_target_that_can_make_columns_fills_them(tmp_path: Path, target: L
     for one in (planned, done):
         assert (one["updated"], one["unchanged"]) == (ROWS, 0), one
         assert "no column spend any more" in str(one["notes"])
+        assert "ignore" not in str(one["notes"])  # it would never be sent again
     assert target.spent() == ROWS
     again = shop.json("sync", "users")["syncs"][0]
     assert (again["unchanged"], again.get("notes")) == (ROWS, None)

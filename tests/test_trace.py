@@ -6,6 +6,7 @@ The oracle is plain SQL at the target. After at most one refusal and what its hi
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,60 @@ def test_a_restored_target_of_an_append_gets_exactly_what_it_lost(
     done = run(workshop, "--accept", "TARGET_LOST")
     assert (code(done), done["inserted"]) == (("SUCCESS", None), 5)
     assert rows(postgres) == mart(workshop)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "project" / "crm.db"
+
+
+def torn(workshop: Workshop, file: Path, more: int) -> None:
+    """An append whose last run sent `more` rows in batches of two, and whose target, a database that is
+    written by one lane, was restored to a moment before the last two batches of it."""
+    workshop.write("retl.yml", "connections: {there: {type: sqlite, path: crm.db}}\n")
+    destination = "{connection: there, table: users, create: true}"
+    workshop.sync("users", **{**APPEND, "destination": destination}, batch="{rows: 2}")
+    run(workshop)
+    workshop.warehouse(f"INSERT INTO users SELECT 1000 + i, '', 0 FROM range({more}) t(i)")
+    done = run(workshop)["run_id"]
+    last = f"SELECT rowid FROM retl_applied WHERE run_id = '{done}' ORDER BY rowid DESC LIMIT 2"
+    with sqlite3.connect(file) as connection:
+        connection.execute("DELETE FROM users WHERE user_id >= ?", [1000 + more - 3])
+        connection.execute(f"DELETE FROM retl_applied WHERE rowid IN ({last})")
+
+
+def users(file: Path) -> list[Any]:
+    with sqlite3.connect(file) as connection:
+        return [key for (key,) in connection.execute("SELECT user_id FROM users ORDER BY 1")]
+
+
+def test_an_append_restored_to_the_middle_of_a_run_gets_the_batches_that_it_lacks(
+    workshop: Workshop, file: Path
+) -> None:
+    torn(workshop, file, 5)
+    refused = run(workshop)
+    assert code(refused) == ("REFUSED", "TARGET_LOST")
+    assert refused["error"]["hint"].endswith("--accept TARGET_LOST appends them again")
+    workshop.warehouse("INSERT INTO users VALUES (2000, '', 0)")
+    planned = run(workshop, "--accept", "TARGET_LOST", "--dry-run")
+    done = run(workshop, "--accept", "TARGET_LOST")
+    assert (code(done), done["inserted"], planned["inserted"]) == (("SUCCESS", None), 4, 4)
+    assert users(file) == [key for key, _ in mart(workshop)]
+    again = run(workshop)
+    assert (code(again), again["unchanged"]) == (("SUCCESS", None), len(mart(workshop)))
+    assert workshop.json("log", "verify")["faults"] == []
+
+
+def test_where_the_batches_of_a_torn_run_are_no_longer_told_apart_a_rebuild_is_named(
+    workshop: Workshop, file: Path
+) -> None:
+    torn(workshop, file, 7)  # so many that they are compacted
+    refused = run(workshop)
+    assert (code(refused), "stay in doubt" in refused["error"]["hint"]) == (("REFUSED", "TARGET_LOST"), True)
+    assert "`retl state rebuild users`" in refused["error"]["hint"]
+    assert workshop.retl("state", "rebuild", "users", "--yes").code == 0
+    assert run(workshop)["inserted"] == 3
+    assert users(file) == [key for key, _ in mart(workshop)]
 
 
 def test_a_table_whose_storage_was_replaced_is_sent_again(workshop: Workshop, postgres: Database) -> None:

@@ -6,7 +6,21 @@ from collections import Counter
 
 from tests.test_then import listening
 from tests.world.play import Play, Wrong
-from tests.world.scenes import EVERY, EXPORTS, FOLLOWING, KAFKA, POSTGRES, REFILLED, scene, terminate
+from tests.world.scenes import (
+    CACHE,
+    CLUSTER,
+    EVERY,
+    EXPORTS,
+    FOLLOWING,
+    KAFKA,
+    MONGODB,
+    MSSQL,
+    MYSQL,
+    POSTGRES,
+    REFILLED,
+    scene,
+    terminate,
+)
 
 # Time goes backwards for the ledger.
 
@@ -215,6 +229,23 @@ def table_of_yesterday(play: Play) -> None:
     play.next_day()
     play.run()
     target.execute("TRUNCATE crm.users; INSERT INTO crm.users TABLE crm.backup")
+    play.settle()
+
+
+@scene(
+    "target kept in the middle of a run, then restored",
+    *CACHE,
+    *CLUSTER,
+    *MONGODB,
+    *MYSQL,
+    *MSSQL,
+    short=("stream", "mysql append"),
+)
+def target_of_the_middle_of_a_run(play: Play) -> None:
+    play.run()
+    play.next_day()
+    play.during("batch_acknowledged", play.keep_target, nth=3)
+    play.restore_target()
     play.settle()
 
 

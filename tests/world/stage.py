@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests import clickhouse_server, kafka, mongo, mssql, mysql_server, redis_cluster
 from tests.databases import ClickHouseShell, MsSqlShell, Shell, shell_of
-from tests.world import backups, columns, elsewhere, failovers, losses, shapes, vendors  # noqa: F401 - they register their scenes
+from tests.world import alterations, backups, columns, elsewhere, failovers, losses, shapes, vendors  # noqa: F401 - they register their scenes
 from tests.world.hosts import CACHES, POSTGRES, Hosts, absent
 from tests.world.play import Play, Wrong
 from tests.world.scenes import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,12 +114,8 @@ def validate(
     pieces: list[Piece] = [Table(("sync", "result", "note"), rows)] if rows else ["no syncs"]
     if unset:
         pieces.append(f"not set, but needed by other commands: {', '.join(unset)}")
-    mistyped = near_misses.find(project)
-    file = "config.env" if project.environment.name is None else f"config.{project.environment.name}.env"
-    pieces += project.environment.warnings()
-    pieces += [f"nothing uses {name} of {file}: did you mean {near!r}?" for name, near in mistyped.items()]
-    unread = near_misses.endings(project.folder)
-    pieces += [f"{path} is not read: did you mean the ending {near}?" for path, near in unread.items()]
+    mistyped, unread = near_misses.find(project), near_misses.endings(project.folder)
+    pieces += [*project.environment.warnings(), *_strange(project, mistyped, unread)]
     invocation.show(
         {
             "syncs": [{"sync": name, "valid": True, "note": notes[name]} for name, _, _ in rows],
@@ -132,6 +128,14 @@ def validate(
         lambda: pieces,
     )
     return int(invocation.output_lost)
+
+
+def _strange(project: LoadedProject, mistyped: Mapping[str, str], unread: Mapping[str, str]) -> Iterator[str]:
+    """Sentences about names that nothing uses, and files that nothing reads."""
+    name = project.environment.name
+    file = "config.env" if name is None else f"config.{name}.env"
+    yield from (f"nothing uses {one} of {file}: did you mean {near!r}?" for one, near in mistyped.items())
+    yield from (f"{path} is not read: did you mean the ending {near}?" for path, near in unread.items())
 
 
 def _validated(

@@ -265,7 +265,7 @@ def _differing(
 def _volatile(job: Job, made: Made, plan: Plan) -> Sequence[str]:
     """If nearly every row is an update although only the mart changed: a note with the fields that differ."""
     updates = plan.changes.counts.get("update", 0)
-    reshaped = made.known.former.get("what") != plan.fingerprints["what"]
+    reshaped = made.known.former.get("what") != plan.fingerprints["what"] or bool(made.asked.emptied_fields)
     readable = made.asked.reached and plan.capabilities.readable and not made.diffed.strategy.everything
     if plan.refusals or reshaped or not readable or not volatile.is_suspect(updates, plan.read):
         return []

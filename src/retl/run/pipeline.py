@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
@@ -22,7 +22,7 @@ from retl.errors import Later, Mismatch, RetlError
 from retl.ledger import Lock, Pause
 from retl.observe import log
 from retl.observe.summary import Summary, described
-from retl.run import contract_diff, dbt_results, extent, planner, recovery, target, then
+from retl.run import contract_diff, dbt_results, extent, planner, recovery, target, then, trace
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, open_mart
@@ -40,7 +40,14 @@ UNASKED = (
     "offline: the target was not asked. A run may find rows lost or edited there, or answers to batches in"
     " doubt; it may be refused for that, for another ledger, or for the target's table, columns and rights"
 )
-Recover = Callable[[Mapped, Workspace, str], recovery.Found]
+
+
+class Recover(Protocol):
+    """Resolves the open batches of dead runs at an object; those that it has `lost` are due again."""
+
+    def __call__(
+        self, mapped: Mapped, workspace: Workspace, target: str, *, lost: trace.Lost = ()
+    ) -> recovery.Found: ...
 
 
 def _again(problem: Exception) -> RetlError:
@@ -113,8 +120,10 @@ def dry_run(job: Job, look: Callable[[Plan, Workspace, Fates], object] = lambda 
     run = new_run(job)
     with private_directory() as folder, ExitStack() as hold, log.bound(sync=job.sync.name):
 
-        def recover(mapped: Mapped, space: Workspace, target: str) -> recovery.Found:
-            return recovery.look(job, mapped, space, target)
+        def recover(
+            mapped: Mapped, workspace: Workspace, target: str, *, lost: trace.Lost = ()
+        ) -> recovery.Found:
+            return recovery.look(job, mapped, workspace, target, lost)
 
         try:
             with clock.phase("start"):
@@ -160,8 +169,9 @@ def plan(
             with clock.phase("guard"):
                 visited = target.visit(job, run, mapped, lock.epoch if lock else None, hold)
             with clock.phase("recover"):
+                visited = target.torn(job, visited)
                 if target.can_tell(job, mapped, visited):
-                    found = recover(mapped, workspace, visited.expected.object)
+                    found = recover(mapped, workspace, visited.expected.object, lost=visited.torn)
         with clock.phase("diff"):
             place = visited.expected.object if visited else mapped.capabilities.object
             known = know(job, mapped, workspace, place, found.outcomes)

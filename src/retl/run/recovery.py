@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from retl.delivery.lanes import Delivery
-from retl.destinations.batch import MODES, UNKNOWN, Batch, Kind, Outcome
+from retl.destinations.batch import MODES, UNKNOWN, Batch, Kind, Outcome, RowResult
 from retl.destinations.window import KeyWindow, Moment
 from retl.engine import answers, change_set
 from retl.engine.workspace import Workspace
@@ -24,6 +24,7 @@ from retl.ledger import Acknowledgement, BatchRow, DeltaRow, Ledger
 from retl.observe import log
 from retl.run.job import Job
 from retl.run.mart import Mapped
+from retl.run.trace import Lost
 
 
 class Settled(Struct, frozen=True):
@@ -55,6 +56,7 @@ _SETTLED = {
     "again": "still unknown and sent again",
     "unknown": "still unknown",
 }
+_LOST = Outcome(RowResult(Kind.RETRY))
 _ENDS = {Kind.RETRY: "missing", Kind.REJECTED: "refused", Kind.CONFLICT: "refused", Kind.UNKNOWN: None}
 
 
@@ -114,9 +116,15 @@ def _record_returned(ledger: Ledger, workspace: Workspace, run_id: str, row: Bat
         ledger.put_file(path.name, path)
 
 
-def look(job: Job, mapped: Mapped, workspace: Workspace, target: str) -> Found:
-    """What `resolve` would find, without changing the target."""
-    outcomes: dict[str, Outcome] = {}
+def take_back(ledger: Ledger, epoch: int, lost: Lost) -> None:
+    """Record that batches with an answer are at the target no longer: their rows are due again."""
+    for run_id, row in lost:
+        ledger.acknowledge(run_id, epoch, [Acknowledgement(row.batch_id, _LOST, row.attempts, None, None)])
+
+
+def look(job: Job, mapped: Mapped, workspace: Workspace, target: str, lost: Lost = ()) -> Found:
+    """What `resolve` would find, without changing the target, and `take_back` would record."""
+    outcomes = {row.batch_id: _LOST for _, row in lost}  # of batches that are not open
     unanswered, ended = 0, Counter[str]()
     for delta, rows in _open(job, mapped, target):
         with closing(job.lane(mapped.field_map.shape)) as destination:

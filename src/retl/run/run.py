@@ -74,9 +74,17 @@ class Execution:
         )
 
     def recover(
-        self, mapped: Mapped, workspace: Workspace, target: str, doubtful: str | None = None
+        self,
+        mapped: Mapped,
+        workspace: Workspace,
+        target: str,
+        doubtful: str | None = None,
+        *,
+        lost: trace.Lost = (),
     ) -> recovery.Found:
-        """Resolve the open batches of dead runs, and those of the run `doubtful` that have no answer."""
+        """Resolve the open batches of dead runs, and those of the run `doubtful` that have no answer. Those
+        that the target has `lost` are due again."""
+        recovery.take_back(self.job.ledger, self.lock.epoch, lost)
         delivery = self._delivery(
             mapped.capabilities, every=True, lane=lambda: self.job.lane(mapped.field_map.shape)
         )

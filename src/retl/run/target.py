@@ -25,7 +25,7 @@ from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.mart import Mapped
 from retl.run.plan import Basis, Plan
-from retl.run.trace import Expected, Marks
+from retl.run.trace import Expected, Lost, Marks
 
 RIGHTS = frozenset({"42501", "NO_MARKER", "NOPERM"})  # codes of missing rights that a dry run does not need
 SAMPLE = 200  # confirmed keys that are looked up in the target
@@ -34,7 +34,7 @@ READ_AT_ONCE = 1000  # deleted keys
 
 class Visited(Struct, frozen=True):
     """A target that was reached, and what the ledger expects there. `strange`: another ledger has delivered
-    there, and no sync of this one."""
+    there, and no sync of this one. `torn`: batches that it lacks and that are due again."""
 
     expected: Expected
     destination: Destination[Any] | None = None
@@ -42,6 +42,7 @@ class Visited(Struct, frozen=True):
     readonly: bool = False
     strange: bool = False
     refusals: tuple[Refusal, ...] = ()
+    torn: Lost = ()
 
 
 class Asked(Struct, frozen=True):
@@ -97,6 +98,16 @@ def visit(job: Job, run: Run, mapped: Mapped, epoch: int | None, hold: ExitStack
     )
 
 
+def torn(job: Job, visited: Visited) -> Visited:
+    """With the batches that an append sends again because the target lacks them and the user accepts that: of
+    a run of which it has others. Rows of other lost runs are told by their epoch."""
+    accepts = job.sync.write == "append" and "TARGET_LOST" in job.options.accept
+    if visited.trace is None or not accepts:
+        return visited
+    found = trace.torn(job.ledger, job.sync.name, visited.trace, visited.expected)
+    return replace(visited, torn=found)
+
+
 def ask(
     job: Job, run: Run, mapped: Mapped, known: Known, visited: Visited, workspace: Workspace
 ) -> tuple[Asked, Known]:
@@ -114,9 +125,8 @@ def ask(
         compared = _compared(job, visited)
         found, lost = _judged(job, found, compared, expires=expires), compared.lost
         found = replace(found, replaced=bool(visited.trace.replaced & visited.expected.marks))
-        if known.baseline_rows and not append:
-            found = replace(found, distrust=_refilled(found.distrust, mapped, known, visited.trace))
-            found = replace(found, emptied_fields=found.distrust.emptied if found.distrust else ())
+        found = replace(found, distrust=_refilled(job, found.distrust, mapped, known, visited.trace))
+        found = replace(found, emptied_fields=found.distrust.emptied if found.distrust else ())
     if found.distrust is not None and not chosen.full:
         known = replace(known, baseline_rows=baseline.distrust(workspace, found.distrust))
     believes = known.baseline_rows and not (found.emptied or found.refusals or known.misses(mapped))
@@ -156,9 +166,14 @@ def can_tell(job: Job, mapped: Mapped, visited: Visited) -> bool:
     return not found.refusals
 
 
-def _refilled(doubt: Distrust | None, mapped: Mapped, known: Known, trace: Trace) -> Distrust | None:
-    """The columns that somebody dropped are empty in all rows when they are made again, so all are due. Not
-    meant is a field that was never sent: then the hash of each row is another one."""
+def _refilled(
+    job: Job, doubt: Distrust | None, mapped: Mapped, known: Known, trace: Trace
+) -> Distrust | None:
+    """The columns that somebody dropped are empty in all rows when they are made again, so all are due, where
+    a row that is there can be changed. Not meant is a field that was never sent: then the hash of each row is
+    another one."""
+    if not known.baseline_rows or job.sync.write in ("append", "insert_only"):
+        return doubt
     shapes = json.loads(known.former.get("digests", "{}"))
     sent = {name for names in shapes.values() for name in names}
     names = [one.name for one in mapped.field_map.shape.compared]
@@ -181,8 +196,7 @@ def disagreement(
         doubt = compared.distrust
         if doubt is not None and compared.lost is not None and not append:
             doubt = replace(doubt, back=_returned(visited, run, mapped, workspace, compared.lost))
-        if known.baseline_rows and not append:
-            doubt = _refilled(doubt, mapped, known, seen)
+        doubt = _refilled(job, doubt, mapped, known, seen)
     return [one for one in refusals if not trace.accepted(one, job)], doubt
 
 
@@ -197,6 +211,7 @@ def _compared(job: Job, visited: Visited) -> trace.Compared:
         append=job.sync.write == "append",
         comparable=job.target.comparable,
         whole=visited.destination.capabilities.whole,
+        lost=visited.torn,
     )
 
 

@@ -25,6 +25,7 @@ from retl.run.guards import Refusal
 from retl.run.job import Job
 
 Marks = frozenset[tuple[str, str]]  # (run id, batch id)
+Lost = tuple[tuple[str, BatchRow], ...]  # batches of a run
 TAKEN = (
     "another ledger has delivered here since this one last did: another project writes here, or this state is"
     " a former one"
@@ -75,6 +76,19 @@ def unknown(trace: Trace, known: Expected) -> frozenset[str]:
     return frozenset({run for run, _ in trace.batches} - known.runs.keys() - trace.foreign)
 
 
+def torn(ledger: Ledger, sync: str, trace: Trace, known: Expected) -> Lost:
+    """The batches that the target lacks of a run of which it has others: it was put back to a moment of this
+    run, so every older batch is there. Empty if no run is torn, or if its rows are no longer told apart."""
+    missing = known.marks - trace.batches
+    if not missing or unknown(trace, known) or any(run not in known.runs for run, _ in missing):
+        return ()
+    oldest = min((run for run, _ in missing), key=lambda run: known.runs[run].epoch)
+    batches = [one for one in ledger.batches(oldest) if arrived(one)]
+    lost = tuple((oldest, one) for one in batches if (oldest, one.batch_id) not in trace.batches)
+    told_apart = any(delta.run_id == oldest for delta in ledger.deltas(sync, known.object))
+    return lost if told_apart and len(lost) < len(batches) else ()
+
+
 def compare(
     ledger: Ledger,
     sync: str,
@@ -84,9 +98,11 @@ def compare(
     append: bool,
     comparable: bool = True,
     whole: bool = False,
+    lost: Lost = (),
 ) -> Compared:
     """The refusals of a run, before any is accepted, and what is distrusted. `comparable`: whether a rebuild
-    can read the target; `whole`: whether it holds the mart and nothing else."""
+    can read the target; `whole`: whether it holds the mart and nothing else; `lost`: batches that are due
+    again already."""
     behind = unknown(trace, known)
     if behind:
         refusal = _behind(sync, len(behind), append=append, comparable=comparable, whole=whole)
@@ -99,13 +115,16 @@ def compare(
     for run_id, run in sorted(known.runs.items(), key=lambda item: -item[1].epoch):
         if run.sync == sync and run.object == known.object and run.epoch <= since:
             marks = {(run_id, one.batch_id) for one in ledger.batches(run_id) if arrived(one)}
+            marks -= {(run, one.batch_id) for run, one in lost}
             if marks and marks <= trace.batches:
                 common = run.epoch
                 break
             if marks & trace.batches:
                 partial = run.epoch
     forgotten = (common if partial is None else partial) if append else None
-    refusal = _lost(len(missing), append, taken=trace.taken)
+    doubtful = append and partial is not None and not torn(ledger, sync, trace, known)
+    rebuild = f"`retl state rebuild {sync}` reads what it has; or " if doubtful and comparable else ""
+    refusal = _lost(len(missing), append, taken=trace.taken, rebuild=rebuild, doubtful=doubtful)
     return Compared((refusal,), Distrust(common, forgotten), lost=common)
 
 
@@ -230,8 +249,10 @@ def _behind(sync: str, runs: int, *, append: bool, comparable: bool, whole: bool
     )
 
 
-def _lost(batches: int, append: bool, *, taken: bool) -> Refusal:
+def _lost(batches: int, append: bool, *, taken: bool, rebuild: str, doubtful: bool) -> Refusal:
     hint = "--accept TARGET_LOST appends them again" if append else "`--full` sends every row again"
+    if doubtful:
+        hint = f"{rebuild}--accept TARGET_LOST appends what came later, and the rows of one run stay in doubt"
     return Refusal(
         "TARGET_LOST",
         f"the target lacks {counted(batches, 'batch')} that the ledger knows as delivered",

@@ -12,11 +12,11 @@ from functools import cached_property
 
 from msgspec import Struct, field
 
-from retl.destinations.batch import Field, Shape
+from retl.destinations.batch import Field, Shape, WriteMode
 from retl.destinations.clickhouse import columns
 from retl.destinations.clickhouse.columns import Column
 from retl.destinations.clickhouse.connection import Requests
-from retl.destinations.drift import FILLS
+from retl.destinations.drift import fills
 from retl.errors import Mismatch
 from retl.net.clickhouse import quoted
 
@@ -108,7 +108,7 @@ def judge(table: Table, shape: Shape, *, create: bool) -> list[Field]:
             f"{table.name} is partitioned by {outside[0]}, which is not in the key of the sync",
             "rows of one key in two partitions never become one: partition by columns of the key. " + _HINT,
         )
-    missing = [one for one in (*shape.key, *shape.fields) if _lacks(table, one, create=create)]
+    missing = [one for one in (*shape.key, *shape.fields) if _lacks(table, one, shape.write, create=create)]
     _refuse_others(table, shape)
     return missing
 
@@ -141,7 +141,7 @@ def _judge_engine(table: Table, shape: Shape) -> None:
         )
 
 
-def _lacks(table: Table, one: Field, *, create: bool) -> bool:
+def _lacks(table: Table, one: Field, write: WriteMode, *, create: bool) -> bool:
     """Whether the table lacks the field. Mismatch TARGET_DRIFT if that, or its column, does not fit."""
     held = table.columns.get(one.name)
     if held is None:
@@ -149,7 +149,7 @@ def _lacks(table: Table, one: Field, *, create: bool) -> bool:
             return True
         raise _drift(
             f"the table {table.name} has no column {one.name}",
-            f"ALTER TABLE {table.name.sql} ADD COLUMN {columns.declared(one, key=False)}; {FILLS}",
+            f"ALTER TABLE {table.name.sql} ADD COLUMN {columns.declared(one, key=False)}; {fills(write)}",
         )
     if held.computed or columns.unfit(one.type, held.type, "x") is None:
         shown = held.filled if held.computed else held.type

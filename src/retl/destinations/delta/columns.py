@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retl.destinations.batch import Field, Shape
-from retl.destinations.drift import FILLS
+from retl.destinations.drift import fills
 from retl.destinations.held import sql_type
 from retl.errors import Mismatch
 from retl.values.sql import quoted
@@ -65,7 +65,7 @@ def judge(columns: Sequence[Column], shape: Shape, label: str, *, create: bool) 
         if found is None and create and field not in shape.key:
             missing.append(field)
         elif found is None:
-            hint = f"add a column {field.name} of type {shown(delta_type(field.type))}; {FILLS}"
+            hint = f"add a column {field.name} of type {shown(delta_type(field.type))}; {fills(shape.write)}"
             raise Mismatch("TARGET_DRIFT", f"the table {label} has no column {field.name}", hint=hint)
         elif not _same(found["type"], delta_type(field.type)):
             wanted = shown(delta_type(field.type))

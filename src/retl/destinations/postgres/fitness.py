@@ -88,7 +88,7 @@ def judge_table(table: Table | None, place: Place, statements: Statements, *, cr
         *_identity(table, statements),
     ]
     if faults:
-        raise drift(faults)
+        raise drift(faults, statements.shape.write)
     _judge_deletes(table, statements)
     _judge_rights(table, place, statements, create)
 

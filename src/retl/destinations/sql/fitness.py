@@ -46,7 +46,7 @@ def judge(table: Table | None, sql: Statements, *, create: bool) -> None:
         raise Mismatch("TARGET_DRIFT", f"{sql.relation} is {table.kind}", hint=table.advice)
     faults = [*_columns(table, sql, create), *_needed(table, sql), *_key(table, sql)]
     if faults:
-        raise drift(faults)
+        raise drift(faults, sql.shape.write)
     deletes = sql.shape.deletes == "delete" or sql.shape.write == "replace"
     if deletes and table.dependents and not sql.shape.cascade:
         raise Mismatch(
