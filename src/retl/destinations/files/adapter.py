@@ -18,10 +18,11 @@ and tell the readers.
 
 **`mode: snapshot`** writes every row of the mart as one set, if anything changed, and replaces `latest.json`
 last: it names the files of the set, the columns with types and descriptions (of the contract, and of dbt),
-the number of rows, the time (`as_of`), after how many seconds that is stale (`freshness` of the sync), and a
-`version`, which is the same for the same rows. With `compress: true` CSV and JSON are `.gz`, also with the
-same bytes for the same rows; Parquet is compressed (zstd) anyway. A reader that follows `latest.json` sees
-one state of the mart. `keep` older sets stay, so that readers can finish. A set has all rows or is not
+the number of rows, the time (`as_of`), after how many seconds that is stale (`freshness` of the sync), the
+older sets that are `kept`, and a `version`, which is the same for the same rows. With `compress: true` CSV
+and JSON are `.gz`, also with the same bytes for the same rows; Parquet is compressed (zstd) anyway. A reader
+that follows `latest.json` sees one state of the mart. `keep` older sets stay, so that readers can finish; a
+set that a killed run never published is none of them. A set has all rows or is not
 published: one row that the contract rejects refuses the run, and an empty mart is never published.
 `deletes: delete` is required, because a row that left the mart is not in the next set. The set after a
 `retl erase` is without the person; older sets go as `keep` says.
@@ -330,16 +331,26 @@ class Files(Destination[FilesOptions]):
     def _publish(self, place: Place, entry: Entry) -> None:
         """Let latest.json name this set, unless it names a newer one. Then remove sets that are no longer
         kept."""
-        latest = self._description(entry)
         while True:
             held = place.get(LATEST)
             former = json.loads(held.data) if held is not None else {"entry": -1}
             if former["entry"] > entry["entry"]:
                 raise Systemic("VOIDED", "a newer run has published a set: this one may no longer write")
-            if former["entry"] == entry["entry"] or place.swap(LATEST, latest, held):
-                return self._prune(place, entry["run"])
+            keys = list(place.sizes(SETS))
+            older = sorted({one for key in keys if (one := _set_of(key)) < entry["run"]}, reverse=True)
+            published = former["entry"] == entry["entry"]
+            kept = former.get("kept", older) if published else self._kept(former, older)
+            if published or place.swap(LATEST, self._description(entry, kept), held):
+                gone = {*older, *former.get("kept", ())} - {*kept, entry["run"]}
+                return place.remove([key for key in keys if _set_of(key) in gone])
 
-    def _description(self, entry: Entry) -> bytes:
+    def _kept(self, former: Mapping[str, Any], older: list[str]) -> list[str]:
+        """The sets that readers may still read, newest first: those that were published. A run that died
+        leaves one behind that never was, and the clock by which sets are named may be set back."""
+        known = [former["set"], *former["kept"]] if "kept" in former else older
+        return known[: self.options.keep]
+
+    def _description(self, entry: Entry, kept: list[str]) -> bytes:
         shape = self.shape
         columns = [
             {"name": one.name, "type": str(one.type), "key": number < len(shape.key), **_described(one)}
@@ -358,15 +369,9 @@ class Files(Destination[FilesOptions]):
                 "rows": entry["rows"],
                 "columns": columns,
                 "files": entry["files"],
+                "kept": kept,
             }
         )
-
-    def _prune(self, place: Place, newest: str) -> None:
-        """Remove the sets before the newest that are too many; names of sets sort by time."""
-        keys = list(place.sizes(SETS))
-        former = sorted({key.split("/")[1] for key in keys if key.split("/")[1] < newest})
-        gone = set(former[: max(0, len(former) - self.options.keep)])
-        place.remove([key for key in keys if key.split("/")[1] in gone])
 
     # --- resolve
 
@@ -446,6 +451,10 @@ class Files(Destination[FilesOptions]):
     def interrupt(self) -> None:
         """End before the next file: nothing of the batch is applied."""
         self._interrupted = True
+
+
+def _set_of(key: str) -> str:
+    return key.split("/")[1]
 
 
 def _written(batch: Batch, layout: Layout) -> bytes | str:
