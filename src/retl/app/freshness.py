@@ -19,6 +19,7 @@ from msgspec.structs import asdict, replace
 from retl.app.loaded import LoadedProject
 from retl.errors import RetlError
 from retl.ledger import BreakerRow, Checkpoint, Ledger, Pause, RunRow
+from retl.ledger.breakers import SKEW
 from retl.observe.summary import counted
 from retl.project.definitions import Sync
 from retl.run import standing
@@ -26,19 +27,20 @@ from retl.run.conflicts import STAGE
 from retl.run.resolve import doubts, is_asked, sends_first
 
 UNTOUCHED = timedelta(days=14)
+UNKNOWN_AGE = "its last success is of a time to come, because the clock was set back"
 
 
 _ADOPT = "write `first_run: adopt` now: if the state is ever lost, nothing is sent twice"
 
 
 class State(Struct, frozen=True):
-    """One sync in `retl status`. `lag_seconds`: how much newer the mart is than the last delivered one,
-    None if unknown. `breaker`: the connection that is not used at the moment. `untouched_days`: days
-    without delivery, if suspiciously many. `drift`: the keys in which the target drifted, as the last
-    reconcile found and left it; None without one. `open_erasures`: those that have not come to their
-    end. `paused`: who paused it, when and why. `next`: what to do, in one sentence, empty if nothing is
-    wrong. `notes`: what its last good run said and what holds since then. `topic`: what the watch last
-    reported of the sync's topic of keys."""
+    """One sync in `retl status`. `age_seconds`: since the last success, None if there is none or if it is of
+    a time to come. `lag_seconds`: how much newer the mart is than the last delivered one, None if unknown.
+    `breaker`: the connection that is not used at the moment. `untouched_days`: days without delivery, if
+    suspiciously many. `drift`: the keys in which the target drifted, as the last reconcile found and left it;
+    None without one. `open_erasures`: those that have not come to their end. `paused`: who paused it, when
+    and why. `next`: what to do, in one sentence, empty if nothing is wrong. `notes`: what its last good run
+    said and what holds since then. `topic`: what the watch last reported of the sync's topic of keys."""
 
     sync: str
     status: str
@@ -137,7 +139,7 @@ def _state(
     drift = looked.drift if (looked := ledger.last_reconcile(sync.name, partial=True)) else None
     newest = max(ledger.checkpoints(sync.name), key=_touched, default=None)
     ended = (good.finished_at or good.started_at) if good else None
-    age = (now - ended).total_seconds() if ended else None
+    age = _age(ended, now) if ended else None
     stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
     doubtful = _doubtful(sync, ledger, last)
     held = breaker if breaker and breaker.closes(now) else None
@@ -166,13 +168,27 @@ def _state(
         open_erasures=len(erasing),
         next=_resume(pause, erasing)
         or _urgent(sync, last, doubtful, _held(held, now))
-        or _due(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, queued=queued)
+        or _due(
+            sync,
+            last,
+            succeeded=good is not None,
+            age=age,
+            lag=lag,
+            stale=stale,
+            rejects=rejects,
+            queued=queued,
+        )
         or _drifted(sync, drift)
         or (_ADOPT if good and sends_first(sync) else "")
         or _heard(topic),
         notes=standing.told(ledger, sync.name),
         topic=topic,
     )
+
+
+def _age(ended: datetime, now: datetime) -> float | None:
+    """Seconds since then; None if that is still to come: the clock was set back, and nobody knows."""
+    return None if ended > now + SKEW else max(0.0, (now - ended).total_seconds())
 
 
 def _doubtful(sync: Sync, ledger: Ledger, last: RunRow | None) -> int:
@@ -212,6 +228,7 @@ def _due(
     sync: Sync,
     last: RunRow | None,
     *,
+    succeeded: bool,
     age: float | None,
     lag: float | None,
     stale: bool,
@@ -228,6 +245,8 @@ def _due(
         return "run it: it carries on where it stopped"
     if stale and age is not None and sync.freshness is not None:
         return f"run it: stale since {length(age - sync.freshness)}"
+    if stale and succeeded:
+        return f"run it: {UNKNOWN_AGE}"
     if queued:
         return f"`retl conflicts --sync {sync.name}`"
     if rejects:

@@ -88,7 +88,7 @@ def alert_ages(
     digest = Digest()
     for one in states:
         if one["enabled"] and one["freshness_seconds"] is not None:
-            age = "never succeeded" if one["age_seconds"] is None else f"{one['age_seconds']:.0f} s old"
+            age = f"{one['age_seconds']:.0f} s old" if one["age_seconds"] is not None else _unknown(one)
             limit = f"{one['freshness_seconds']:.0f} s are allowed"
             error = {
                 "code": "STALE",
@@ -104,6 +104,13 @@ def alert_ages(
             )
             observe(project.alerts[0], seen, ledger, digest)
     digest.send(ledger)
+
+
+def _unknown(state: Mapping[str, Any]) -> str:
+    """Why a sync has no age."""
+    from retl.app.freshness import UNKNOWN_AGE
+
+    return UNKNOWN_AGE if state["last_success"] is not None else "never succeeded"
 
 
 def has_age_alerts(project: LoadedProject) -> bool:

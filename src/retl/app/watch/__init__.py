@@ -36,6 +36,7 @@ from retl.app.watch.topics import Load, Topics
 from retl.engine.mapping import Run
 from retl.engine.selection import Selection
 from retl.errors import DefinitionError, RetlError, Stopped
+from retl.ledger.breakers import SKEW
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
@@ -101,6 +102,7 @@ class Watch:
         self._asked_to_turn = self._asked_to_reload = False
         self._code = 0  # the exit code of the last run
         self._last_turn, self._renewed = monotonic(), monotonic()
+        self._latest: datetime | None = None  # of the moments of turns
         self._alerts: Future[None] = Future()
         self._alerts.set_result(None)
         self._looks = Looks(self.ask, self.stop)
@@ -205,6 +207,11 @@ class Watch:
                 self._alerts = self._alerting.submit(self._tell_ages)
         now = self.hold.now()
         with self._awake:
+            if self._latest is not None and now < self._latest - SKEW:
+                log.event("clock_set_back", level="warning", seconds=(self._latest - now).total_seconds())
+                for entry in self._entries.values():
+                    entry.set_back(now)
+            self._latest = now
             for entry in self._entries.values():
                 if entry.due is not None and entry.due <= now and not entry.running:
                     self._ask(entry)

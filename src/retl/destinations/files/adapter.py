@@ -333,7 +333,7 @@ class Files(Destination[FilesOptions]):
         kept."""
         while True:
             held = place.get(LATEST)
-            former = json.loads(held.data) if held is not None else {"entry": -1}
+            former: dict[str, Any] = json.loads(held.data) if held is not None else {"entry": -1}
             if former["entry"] > entry["entry"]:
                 raise Systemic("VOIDED", "a newer run has published a set: this one may no longer write")
             keys = list(place.sizes(SETS))
