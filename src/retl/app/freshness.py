@@ -7,7 +7,7 @@ sends no alert.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -114,6 +114,11 @@ def states(
     ]
     moves = {sync: _move(sync, name) for sync, name in (former or {}).items()}
     return [replace(one, next=moves.get(one.sync, one.next)) for one in found]
+
+
+def each(syncs: Iterable[Sync], ledger: Ledger) -> Iterator[State]:
+    """The state of one sync after the other, each as it is when it is asked for, by the ledger alone."""
+    return (one for sync in syncs for one in states([sync], ledger, None))
 
 
 def _move(sync: str, former: str) -> str:

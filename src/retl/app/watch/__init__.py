@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import datetime
-from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +22,7 @@ from msgspec.structs import replace
 from retl.app import observers, schedule
 from retl.app.choice import EVERY, Choice
 from retl.app.failures import described
-from retl.app.freshness import connection, states
+from retl.app.freshness import connection
 from retl.app.loaded import LoadedProject
 from retl.app.server import Server, parse
 from retl.app.session import GOOD, Session, options
@@ -342,8 +341,7 @@ class Watch:
         """Send alerts for syncs that are stale. An alert may take long, so this has a thread of its own."""
         project, ledger = self.project, self.hold.ledger
         try:
-            found = states(project.syncs.values(), ledger, Path(project.warehouse.path))
-            observers.alert_ages(project, self.environment, ledger, [one.document() for one in found])
+            observers.alert_ages(project, self.environment, ledger)
         except RetlError as problem:
             log.event("ages_unknown", level="warning", code=problem.code)
 
