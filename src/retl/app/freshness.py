@@ -173,16 +173,8 @@ def _state(
         open_erasures=len(erasing),
         next=_resume(pause, erasing)
         or _urgent(sync, last, doubtful, _held(held, now))
-        or _due(
-            sync,
-            last,
-            succeeded=good is not None,
-            age=age,
-            lag=lag,
-            stale=stale,
-            rejects=rejects,
-            queued=queued,
-        )
+        or (f"run it: {UNKNOWN_AGE}" if stale and good and age is None else "")
+        or _due(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, queued=queued)
         or _drifted(sync, drift)
         or (_ADOPT if good and sends_first(sync) else "")
         or _heard(topic),
@@ -233,7 +225,6 @@ def _due(
     sync: Sync,
     last: RunRow | None,
     *,
-    succeeded: bool,
     age: float | None,
     lag: float | None,
     stale: bool,
@@ -250,8 +241,6 @@ def _due(
         return "run it: it carries on where it stopped"
     if stale and age is not None and sync.freshness is not None:
         return f"run it: stale since {length(age - sync.freshness)}"
-    if stale and succeeded:
-        return f"run it: {UNKNOWN_AGE}"
     if queued:
         return f"`retl conflicts --sync {sync.name}`"
     if rejects:
