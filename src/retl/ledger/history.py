@@ -177,13 +177,13 @@ class History(State):
         """Let no run of a sync write until `resume`. A newer reason replaces an older one."""
         row = Pause(sync, self.now(), by, reason, run_id)
         names = ", ".join(columns(Pause))
-        with self._database.transaction():
+        with self._decided():
             self._database.change("DELETE FROM retl_paused WHERE sync = ?", sync)
             self._database.change(f"INSERT INTO retl_paused ({names}) VALUES (?, ?, ?, ?, ?)", *packed(row))
 
     def resume(self, sync: str) -> Pause | None:
         """End the pause of a sync; returns it."""
-        with self._database.transaction():
+        with self._decided():
             found = self.paused(sync)
             self._database.change("DELETE FROM retl_paused WHERE sync = ?", sync)
         return found
