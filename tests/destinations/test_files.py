@@ -258,6 +258,20 @@ def test_a_head_that_leads_nowhere_costs_only_reading(disk: Disk) -> None:
     assert len(disk.make().check(Visit("run-2", 2)).batches) == 1
 
 
+@pytest.mark.parametrize("left", [b"", b'{"ent', b"[1]", b'{"entry": null}'])
+def test_a_damaged_head_costs_only_reading_and_a_damaged_entry_stops(disk: Disk, left: bytes) -> None:
+    deliver(disk.ready(), batch())
+    (disk.folder / "_retl" / "head.json").write_bytes(left)
+    assert len(disk.make().check(Visit("run-2", 2)).batches) == 1
+    entry = disk.folder / "_retl" / "log" / "000000000001.json"
+    entry.write_bytes(entry.read_bytes()[:40])
+    with pytest.raises(Systemic) as damaged:
+        disk.make().check(Visit("run-2", 2))
+    assert damaged.value.code == "TARGET_DAMAGED"
+    with pytest.raises(Systemic, match="TARGET_DAMAGED"):
+        next(iter(disk.make().read(batch())))
+
+
 def sent(destination: Files, one: Batch) -> bool:
     """Whether a batch arrived, which another attempt follows if it did not."""
     try:
@@ -362,6 +376,15 @@ def test_a_set_that_is_gone_has_no_mark(disk: Disk) -> None:
     assert disk.make(mode="snapshot").check(VISIT).batches == frozenset()
     (disk.folder / "latest.json").unlink()
     assert disk.make(mode="snapshot").check(VISIT).batches == frozenset()
+
+
+@pytest.mark.parametrize("left", [b"", b'{"set": "run', b"[]", b"{}"])
+def test_a_damaged_latest_publishes_nothing_and_the_next_set_replaces_it(disk: Disk, left: bytes) -> None:
+    deliver(disk.ready(1, mode="snapshot"), batch(1))
+    (disk.folder / "latest.json").write_bytes(left)
+    assert disk.make(mode="snapshot").check(VISIT).batches == frozenset()
+    deliver(disk.ready(2, mode="snapshot"), batch(2, count=5))
+    assert (latest(disk)["set"], latest(disk)["kept"], len(disk.held())) == ("run-2", ["run-1"], 5)
 
 
 def test_a_mart_without_rows_is_not_published(disk: Disk) -> None:

@@ -152,7 +152,6 @@ def _state(
     lag = _lag(newest.source_version, changed) if newest else None
     status = "PAUSED" if pause or not sync.enabled else last.status if last else "NEVER"
     topic = _topic(sync, ledger)
-    untouched = (now - _touched(newest)).days if newest and sync.enabled else 0
     return State(
         sync=sync.name,
         status=status,
@@ -166,7 +165,7 @@ def _state(
         in_doubt=doubtful,
         breaker=held.connection if held else None,
         stale=stale,
-        untouched_days=untouched if untouched >= UNTOUCHED.days else None,
+        untouched_days=_untouched(newest, now) if sync.enabled else None,
         paused=pause,
         reconciled_at=looked.started_at if looked else None,
         drift=drift,
@@ -283,6 +282,12 @@ def length(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
+
+
+def _untouched(newest: Checkpoint | None, now: datetime) -> int | None:
+    """Days without delivery, if suspiciously many."""
+    days = (now - _touched(newest)).days if newest else 0
+    return days if days >= UNTOUCHED.days else None
 
 
 def _touched(checkpoint: Checkpoint) -> datetime:

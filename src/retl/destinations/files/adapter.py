@@ -49,7 +49,6 @@ and writers that raced. Google Cloud Storage and Azure go through the same clien
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -75,8 +74,8 @@ from retl.destinations.batch import (
 from retl.destinations.batch import (
     Field as ColumnField,
 )
-from retl.destinations.files.log import Entry, Log, encoded
-from retl.destinations.files.place import Disk, Place, Remote
+from retl.destinations.files.log import Entry, Log, document, encoded
+from retl.destinations.files.place import Disk, Held, Place, Remote
 from retl.destinations.files.reading import Holding, applied
 from retl.destinations.held import Latest
 from retl.destinations.marks import NOT_APPLIED, rejecting
@@ -220,11 +219,10 @@ class Files(Destination[FilesOptions]):
         return log.trace(self._newest(place) if self._snapshot else None)
 
     def _newest(self, place: Place) -> int:
-        """The entry of the set in latest.json; 0 if there is none, or if it lacks files."""
-        held = place.get(LATEST)
-        if held is None:
+        """The entry of the set in latest.json; 0 if there is none, if it is damaged, or if it lacks files."""
+        latest = _read(place.get(LATEST))
+        if latest is None:
             return 0
-        latest = json.loads(held.data)
         sizes = place.sizes(f"{SETS}/{latest['set']}")
         complete = all(sizes.get(one["path"]) == one["bytes"] for one in latest["files"])
         return int(latest["entry"]) if complete else 0
@@ -263,8 +261,7 @@ class Files(Destination[FilesOptions]):
             return self._objects(place, batch)
         if batch.operation != "delete":
             return {"set": "new", **self._set(place, batch)}
-        held = place.get(LATEST)
-        latest = json.loads(held.data) if held is not None else {}
+        latest = _read(place.get(LATEST)) or {}
         if latest.get("set") != batch.run_id:
             raise Systemic(
                 "SNAPSHOT_EMPTY",
@@ -333,7 +330,7 @@ class Files(Destination[FilesOptions]):
         kept."""
         while True:
             held = place.get(LATEST)
-            former: dict[str, Any] = json.loads(held.data) if held is not None else {"entry": -1}
+            former = _read(held) or {"entry": -1}
             if former["entry"] > entry["entry"]:
                 raise Systemic("VOIDED", "a newer run has published a set: this one may no longer write")
             keys = list(place.sizes(SETS))
@@ -427,8 +424,8 @@ class Files(Destination[FilesOptions]):
 
     def _newest_set(self, place: Place) -> list[Mapping[str, Any]]:
         """The files that latest.json names, in the first of our formats."""
-        latest = place.get(LATEST)
-        files = json.loads(latest.data)["files"] if latest is not None else []
+        latest = _read(place.get(LATEST))
+        files = latest["files"] if latest is not None else []
         return [one for one in files if one["format"] == self.options.format[0]]
 
     def close(self) -> None:
@@ -451,6 +448,12 @@ class Files(Destination[FilesOptions]):
     def interrupt(self) -> None:
         """End before the next file: nothing of the batch is applied."""
         self._interrupted = True
+
+
+def _read(held: Held | None) -> dict[str, Any] | None:
+    """What latest.json says; None if there is none, or if it is damaged: then no set counts as published."""
+    found = document(held.data) if held is not None else None
+    return found if found is not None and found.keys() >= {"set", "entry", "files"} else None
 
 
 def _set_of(key: str) -> str:
