@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +30,7 @@ class Listener:
         self.heard: list[Any] = []
         self.paths: list[str] = []
         self.status = 204
+        self.meanwhile: Callable[[], object] = lambda: None  # while an alert is on its way
         listener = self
 
         class Ear(BaseHTTPRequestHandler):
@@ -38,6 +39,7 @@ class Listener:
                 if listener.status < 300:
                     listener.heard.append(json.loads(body))
                 listener.paths.append(self.path)
+                listener.meanwhile()
                 self.send_response(listener.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -265,6 +267,17 @@ def test_staleness_is_told_once_by_the_command_that_looks_for_it(
     assert listener.heard[0]["error"]["code"] == "STALE"
     workshop.json("sync")
     assert listener.events() == ["stale", "recovery"]
+
+
+def test_a_sync_that_succeeds_while_alerts_of_others_are_sent_is_not_called_stale(
+    workshop: Workshop, listener: Listener
+) -> None:
+    tell(workshop, webhook(listener), "[stale]")
+    for name in ("first", "second"):
+        workshop.sync(name, freshness="1h")
+    listener.meanwhile = lambda: workshop.process("sync", "second")
+    assert workshop.retl("status", "--fail-stale").code == 1
+    assert [one["sync"] for one in listener.heard] == ["first"]
 
 
 def test_apprise_carries_the_same_in_words(workshop: Workshop, listener: Listener) -> None:

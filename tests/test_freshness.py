@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from retl.app.freshness import State, states
+from retl.app.freshness import UNKNOWN_AGE, State, states
 from retl.app.report import gather
 from retl.destinations.batch import UNKNOWN, WRITTEN, Outcome
 from retl.ledger import Acknowledgement, Ledger, Reject, RejectChanges, RunEnd
@@ -52,6 +53,33 @@ def test_the_next_step_follows_from_how_the_last_run_ended(
     assert state(ledger, tmp_path).next == wanted
     assert state(ledger, tmp_path, enabled=False).next == ""
     assert state(ledger, tmp_path, enabled=False).status == "PAUSED"
+
+
+def test_a_success_of_a_time_to_come_is_not_fresh(ledger: Ledger, tmp_path: Path) -> None:
+    """The clock was a day ahead, and was set back."""
+    ended(ledger, "SUCCESS")
+    known = sync(freshness="1h")
+    (found,) = states([known], ledger, None, ledger.now() - timedelta(days=1))
+    assert (found.age_seconds, found.stale) == (None, True)
+    assert found.last_success is not None
+    assert found.next == f"run it: {UNKNOWN_AGE}"
+    (found,) = states([known], ledger, None, ledger.now() - timedelta(seconds=30))
+    assert (found.age_seconds, found.stale) == (0.0, False), "hosts of one ledger differ a little"
+
+
+def test_the_last_run_is_the_one_that_began_last_whatever_the_clock_showed(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    for number, status in enumerate(("SUCCESS", "FAILED"), 1):
+        with take(ledger) as lock:
+            began = datetime(2026, 11, 21, 6, 0, tzinfo=UTC) + timedelta(days=-number)
+            ledger.begin(replace(start(lock.epoch, f"run-{number}"), started_at=began))
+            ledger.finish(RunEnd(f"run-{number}", lock.epoch, status), None, NONE)
+    last = ledger.last_run("users")
+    assert last is not None
+    assert last.run_id == "run-2"
+    assert [one.run_id for one in ledger.runs("users")] == ["run-2", "run-1"]
+    assert state(ledger, tmp_path).status == "FAILED"
 
 
 def test_doubt_comes_before_everything_else(ledger: Ledger, tmp_path: Path) -> None:

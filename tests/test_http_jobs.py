@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from retl.delivery.lanes import Delivery
 from retl.destinations.batch import UNKNOWN, WRITTEN, Field, Kind, Outcome, Pending, Shape
+from retl.destinations.http import jobs
 from retl.destinations.http.adapter import HttpDestination
 from retl.destinations.http.jobs import Job
 from retl.destinations.http.options import HttpOptions
@@ -226,8 +227,52 @@ def test_a_file_is_asked_for_only_if_rows_were_counted_in_it() -> None:
 
 
 def test_a_file_that_names_no_row_of_ours_leaves_no_row_written() -> None:
-    for file, changed in ((b"Id\nstranger\n", {}), ({"error": "gone"}, {"errors_format": "json"})):
-        assert of_files(file, **changed)[0] == [Kind.REJECTED] * 3  # each alone, after halves
+    assert of_files(b"Id\nstranger\n")[0] == [Kind.REJECTED] * 3  # each alone, after halves
+    with pytest.raises(Unavailable):
+        of_files({"error": "gone"}, errors_format="json")
+
+
+class Pages(FakeApi):
+    """A job is done at once. Its errors are in pages, by the text behind `?`."""
+
+    def __init__(self, pages: dict[str, Any]) -> None:
+        super().__init__()
+        self.pages = pages
+
+    def serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if method == "POST":
+            return 202, {"job": 7}
+        if path.startswith("/runs/7/errors"):
+            return 200, self.pages[path.partition("?")[2]]
+        return 200, {"state": "done"}
+
+
+def of_pages(**pages: Any) -> list[Kind]:
+    job = {
+        "id": "job", "path": "/runs/$job", "every": "1ms", "done": DONE, "errors_path": "/runs/$job/errors",
+        "errors_at": "items", "errors_none": {"at": "count", "in": [0]}, "next": "next",
+        "outcome": {"rows": "errors_by_value", "at": "errors", "match": {"at": "id"}},
+    }  # fmt: skip
+    with Pages({"": pages.pop("first"), **pages}) as api:
+        upsert = {"path": "/rows", "wrap": "", "job": job}
+        options = HttpOptions(connection={"base_url": api.url}, upsert=upsert)
+        return [row.kind for row in deliver(HttpDestination(options, replace(SHAPE, deletes="keep")), ROWS)]
+
+
+def test_errors_are_read_to_their_end_or_no_row_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(key: str, after: str | None = None) -> dict[str, Any]:
+        return {"items": [{"id": key}], "next": after and f"/runs/7/errors?{after}"}
+
+    good, bad = Kind.WRITTEN, Kind.REJECTED
+    assert of_pages(first=page("a", "two"), two=page("c")) == [bad, good, bad]
+    assert of_pages(first={"count": 0}) == [good] * 3
+    for broken in (b"", {"error": "come again"}, {"items": None}, {"items": {}}, [{"id": "a"}]):
+        for pages in ({"first": broken}, {"first": page("a", "two"), "two": broken}):
+            with pytest.raises(Unavailable):
+                of_pages(**pages)
+    monkeypatch.setattr(jobs, "_PAGES", 2)
+    with pytest.raises(Unavailable):
+        of_pages(first=page("a", "two"), two=page("b", "three"), three=page("c"))
 
 
 @pytest.mark.parametrize("file", [b'Id,why\n"b', b"Id,why\nb\n", {"Id": "b"}, b"\xff\xfe"])

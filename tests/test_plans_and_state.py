@@ -16,6 +16,7 @@ import pytest
 
 from retl.errors import DefinitionError
 from retl.run import plan_file
+from tests.clock import ahead
 from tests.commands import ROWS, Workshop
 from tests.servers import Database, RedisServer
 
@@ -234,6 +235,16 @@ def test_rows_that_expire_are_renewed_although_the_watermark_has_passed_them(
     assert (renewed["refreshed"], renewed["unchanged"], renewed["updated"]) == (ROWS, 0, 0)
     with redis_server.client() as client:
         assert min(client.ttl(key) for key in client.keys("users:*")) > 10
+
+
+def test_rows_that_a_wrong_clock_confirmed_are_renewed(workshop: Workshop, redis_server: RedisServer) -> None:
+    """It was a day ahead and was set back: Redis counts their time from when they were written."""
+    workshop.use(redis=redis_server)
+    workshop.sync("users", destination='{type: redis, key: "users:{user_id}", value: json, ttl: 1h}')
+    assert run(workshop)["inserted"] == ROWS
+    ahead(workshop)
+    assert run(workshop)["refreshed"] == ROWS
+    assert run(workshop)["unchanged"] == ROWS
 
 
 def test_another_key_accepted_under_a_watermark_sends_what_the_mark_has_passed(

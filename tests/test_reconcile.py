@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests.clock import ahead
 from tests.commands import ROWS, Workshop
 from tests.servers import Database, RedisServer
 from tests.test_plans_and_state import TABLE, column, run
@@ -434,6 +435,8 @@ def test_a_sync_that_asks_for_it_is_compared_after_a_good_run(workshop: Workshop
     assert "drifted" in str(run(workshop)["notes"])
     workshop.sync("users", **MIRROR, reconcile="{every: 7d}")
     assert "drifted" not in str(run(workshop).get("notes"))
+    ahead(workshop)
+    assert "drifted" in str(run(workshop)["notes"]), "a look of a time to come was made by a wrong clock"
     (line,) = workshop.json("status")["syncs"]
     assert (line["drift"], "`retl reconcile users`" in line["next"]) == (1, True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,26 @@ def test_a_run_under_way_keeps_its_state_where_it_is_and_none_begins_after_a_cop
     assert unfence(old) == new.address
     with closing(opened(old)) as ledger, take(ledger):
         pass
+
+
+@pytest.mark.parametrize("source", ["files", "server"])
+def test_what_people_decide_while_the_state_moves_is_not_lost_in_silence(
+    stores: dict[str, Store], tmp_path: Path, source: str
+) -> None:
+    """They opened the old store before, and waited until it was moved."""
+    old, new = stores[source], Store(f"file:{tmp_path / 'new'}", None)
+    used(old, tmp_path)
+    with closing(opened(old)) as early:
+        copy(old, new, [])
+        decisions: list[Callable[[], object]] = [
+            lambda: early.pause("users", "ada", "wrong mart"),
+            lambda: early.resume("users"),
+            lambda: early.dismiss("users", None),
+            lambda: early.unblock("crm"),
+        ]
+        for decide in decisions:
+            with pytest.raises(LedgerError, match="was moved to"):
+                decide()
 
 
 def test_a_project_goes_on_where_its_state_is(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tests.test_alerts import listening
 from tests.watching import process, until, watched
 
 NOON = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
-HOUR = timedelta(hours=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def a_sync(when: object) -> Sync:
@@ -93,6 +93,30 @@ def test_a_run_that_failed_is_tried_again_after_pauses_that_grow() -> None:
     assert entry.may_start(NOON + timedelta(minutes=5))
     assert not entry.ended(3, NOON), "a guard's answer does not change by asking again"
     assert (entry.rests, entry.failures) == (None, 0)
+
+
+def test_a_clock_that_was_set_back_makes_nobody_wait_for_the_time_it_showed(shop: Workshop) -> None:
+    """The ledger's clock was a year ahead while a run began."""
+    shop.sync("users", when="{every: 1h}")
+    shop.sync("nightly", when="{cron: '0 6 * * *'}")
+    with watched(shop) as made:
+        hold, entries = made.watch.hold, made.watch._entries
+        hold._moment += 365 * DAY
+        made.turn()
+        failed = entries["nightly"]
+        failed.ended(1, hold.now())
+        assert all(one.due and one.due > datetime.now(UTC) + 300 * DAY for one in entries.values())
+        hold._moment -= 365 * DAY
+        made.turn()
+        assert entries["users"].due is not None
+        assert entries["users"].due <= datetime.now(UTC) + HOUR
+        assert failed.due is not None
+        assert failed.due <= datetime.now(UTC) + DAY
+        assert failed.rests is None
+        due = entries["users"].due
+        hold._moment -= timedelta(seconds=30)
+        made.turn()
+        assert entries["users"].due == due, "clocks differ a little, and a time of the clock comes once"
 
 
 def test_a_watch_says_at_its_start_what_is_watched_and_what_each_sync_waits_for(shop: Workshop) -> None:

@@ -258,6 +258,20 @@ def test_a_head_that_leads_nowhere_costs_only_reading(disk: Disk) -> None:
     assert len(disk.make().check(Visit("run-2", 2)).batches) == 1
 
 
+@pytest.mark.parametrize("left", [b"", b'{"ent', b"[1]", b'{"entry": null}'])
+def test_a_damaged_head_costs_only_reading_and_a_damaged_entry_stops(disk: Disk, left: bytes) -> None:
+    deliver(disk.ready(), batch())
+    (disk.folder / "_retl" / "head.json").write_bytes(left)
+    assert len(disk.make().check(Visit("run-2", 2)).batches) == 1
+    entry = disk.folder / "_retl" / "log" / "000000000001.json"
+    entry.write_bytes(entry.read_bytes()[:40])
+    with pytest.raises(Systemic) as damaged:
+        disk.make().check(Visit("run-2", 2))
+    assert damaged.value.code == "TARGET_DAMAGED"
+    with pytest.raises(Systemic, match="TARGET_DAMAGED"):
+        next(iter(disk.make().read(batch())))
+
+
 def sent(destination: Files, one: Batch) -> bool:
     """Whether a batch arrived, which another attempt follows if it did not."""
     try:
@@ -312,9 +326,34 @@ def test_a_reader_of_latest_sees_one_set_whatever_happens(disk: Disk) -> None:
     assert latest(disk)["set"] == "run-1"
     deliver(disk.ready(3, **options), batch(3, count=7))
     deliver(disk.ready(4, **options), batch(4, count=9))
-    sets = {path.split("/")[1] for path in objects(disk.folder) if path.startswith("sets/")}
-    assert sets == {"run-3", "run-4"}
+    assert sets(disk) == {"run-3", "run-4"}
     assert len(disk.held()) == 9
+
+
+def sets(disk: Disk) -> set[str]:
+    return {path.split("/")[1] for path in objects(disk.folder) if path.startswith("sets/")}
+
+
+def test_a_set_that_was_never_published_takes_no_place_of_one_that_was(disk: Disk) -> None:
+    options = {"mode": "snapshot", "keep": 1}
+    deliver(disk.ready(1, **options), batch(1))
+    for epoch in (2, 3):
+        killed = disk.ready(epoch, **options)
+        killed._said(killed._open()[0], batch(epoch))  # it died before its entry
+    deliver(disk.ready(4, **options), batch(4, count=5))
+    assert (sets(disk), latest(disk)["kept"]) == ({"run-1", "run-4"}, ["run-1"])
+    deliver(disk.ready(5, **options), batch(5, count=6))
+    assert (sets(disk), latest(disk)["kept"]) == ({"run-4", "run-5"}, ["run-4"])
+
+
+def test_the_set_before_the_newest_stays_though_the_clock_was_set_back(disk: Disk) -> None:
+    options, kept = {"mode": "snapshot", "keep": 2}, list[set[str]]()
+    for epoch, run in enumerate((5, 6, 3, 7, 8), 1):
+        destination = disk.make(**options)
+        destination.prepare(Visit(f"run-{run}", epoch))
+        deliver(destination, replace(batch(run, count=epoch), epoch=epoch))
+        kept.append(sets(disk))
+    assert kept[3:] == [{"run-6", "run-3", "run-7"}, {"run-3", "run-7", "run-8"}]
 
 
 def test_an_older_snapshot_never_replaces_a_newer_one(disk: Disk) -> None:
@@ -337,6 +376,15 @@ def test_a_set_that_is_gone_has_no_mark(disk: Disk) -> None:
     assert disk.make(mode="snapshot").check(VISIT).batches == frozenset()
     (disk.folder / "latest.json").unlink()
     assert disk.make(mode="snapshot").check(VISIT).batches == frozenset()
+
+
+@pytest.mark.parametrize("left", [b"", b'{"set": "run', b"[]", b"{}"])
+def test_a_damaged_latest_publishes_nothing_and_the_next_set_replaces_it(disk: Disk, left: bytes) -> None:
+    deliver(disk.ready(1, mode="snapshot"), batch(1))
+    (disk.folder / "latest.json").write_bytes(left)
+    assert disk.make(mode="snapshot").check(VISIT).batches == frozenset()
+    deliver(disk.ready(2, mode="snapshot"), batch(2, count=5))
+    assert (latest(disk)["set"], latest(disk)["kept"], len(disk.held())) == ("run-2", ["run-1"], 5)
 
 
 def test_a_mart_without_rows_is_not_published(disk: Disk) -> None:

@@ -7,7 +7,7 @@ sends no alert.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from msgspec.structs import asdict, replace
 from retl.app.loaded import LoadedProject
 from retl.errors import RetlError
 from retl.ledger import BreakerRow, Checkpoint, Ledger, Pause, RunRow
+from retl.ledger.breakers import SKEW
 from retl.observe.summary import counted
 from retl.project.definitions import Sync
 from retl.run import standing
@@ -26,19 +27,20 @@ from retl.run.conflicts import STAGE
 from retl.run.resolve import doubts, is_asked, sends_first
 
 UNTOUCHED = timedelta(days=14)
+UNKNOWN_AGE = "its last success is of a time to come, because the clock was set back"
 
 
 _ADOPT = "write `first_run: adopt` now: if the state is ever lost, nothing is sent twice"
 
 
 class State(Struct, frozen=True):
-    """One sync in `retl status`. `lag_seconds`: how much newer the mart is than the last delivered one,
-    None if unknown. `breaker`: the connection that is not used at the moment. `untouched_days`: days
-    without delivery, if suspiciously many. `drift`: the keys in which the target drifted, as the last
-    reconcile found and left it; None without one. `open_erasures`: those that have not come to their
-    end. `paused`: who paused it, when and why. `next`: what to do, in one sentence, empty if nothing is
-    wrong. `notes`: what its last good run said and what holds since then. `topic`: what the watch last
-    reported of the sync's topic of keys."""
+    """One sync in `retl status`. `age_seconds`: since the last success, None if there is none or if it is of
+    a time to come. `lag_seconds`: how much newer the mart is than the last delivered one, None if unknown.
+    `breaker`: the connection that is not used at the moment. `untouched_days`: days without delivery, if
+    suspiciously many. `drift`: the keys in which the target drifted, as the last reconcile found and left it;
+    None without one. `open_erasures`: those that have not come to their end. `paused`: who paused it, when
+    and why. `next`: what to do, in one sentence, empty if nothing is wrong. `notes`: what its last good run
+    said and what holds since then. `topic`: what the watch last reported of the sync's topic of keys."""
 
     sync: str
     status: str
@@ -114,6 +116,11 @@ def states(
     return [replace(one, next=moves.get(one.sync, one.next)) for one in found]
 
 
+def each(syncs: Iterable[Sync], ledger: Ledger) -> Iterator[State]:
+    """The state of one sync after the other, each as it is when it is asked for, by the ledger alone."""
+    return (one for sync in syncs for one in states([sync], ledger, None))
+
+
 def _move(sync: str, former: str) -> str:
     return f"`retl state mv {former} {sync}` if it was renamed: {former} delivered to this object"
 
@@ -137,7 +144,7 @@ def _state(
     looked = ledger.last_reconcile(sync.name, partial=True)
     newest = max(ledger.checkpoints(sync.name), key=_touched, default=None)
     ended = (good.finished_at or good.started_at) if good else None
-    age = (now - ended).total_seconds() if ended else None
+    age = _age(ended, now) if ended else None
     stale = sync.enabled and sync.freshness is not None and (age is None or age > sync.freshness)
     doubtful = _doubtful(sync, ledger, last)
     held = breaker if breaker and breaker.closes(now) else None
@@ -145,7 +152,6 @@ def _state(
     lag = _lag(newest.source_version, changed) if newest else None
     status = "PAUSED" if pause or not sync.enabled else last.status if last else "NEVER"
     topic = _topic(sync, ledger)
-    untouched = (now - _touched(newest)).days if newest and sync.enabled else 0
     return State(
         sync=sync.name,
         status=status,
@@ -159,13 +165,14 @@ def _state(
         in_doubt=doubtful,
         breaker=held.connection if held else None,
         stale=stale,
-        untouched_days=untouched if untouched >= UNTOUCHED.days else None,
+        untouched_days=_untouched(newest, now) if sync.enabled else None,
         paused=pause,
         reconciled_at=looked.started_at if looked else None,
         drift=looked.drift if looked else None,
         open_erasures=len(erasing),
         next=_resume(pause, erasing)
         or _urgent(sync, last, doubtful, _held(held, now))
+        or (f"run it: {UNKNOWN_AGE}" if stale and good and age is None else "")
         or _due(sync, last, age=age, lag=lag, stale=stale, rejects=rejects, queued=queued)
         or _drifted(sync, looked)
         or (_ADOPT if good and sends_first(sync) else "")
@@ -173,6 +180,11 @@ def _state(
         notes=standing.told(ledger, sync.name),
         topic=topic,
     )
+
+
+def _age(ended: datetime, now: datetime) -> float | None:
+    """Seconds since then; None if that is still to come: the clock was set back, and nobody knows."""
+    return None if ended > now + SKEW else max(0.0, (now - ended).total_seconds())
 
 
 def _doubtful(sync: Sync, ledger: Ledger, last: RunRow | None) -> int:
@@ -274,6 +286,12 @@ def length(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
+
+
+def _untouched(newest: Checkpoint | None, now: datetime) -> int | None:
+    """Days without delivery, if suspiciously many."""
+    days = (now - _touched(newest)).days if newest else 0
+    return days if days >= UNTOUCHED.days else None
 
 
 def _touched(checkpoint: Checkpoint) -> datetime:

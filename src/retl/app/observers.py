@@ -6,7 +6,7 @@ It loads only what is configured. Nothing here changes what a run does or how it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -80,15 +80,18 @@ def alert_end(
 
 
 def alert_ages(
-    project: LoadedProject, environment: str | None, ledger: Ledger, states: Iterable[Mapping[str, Any]]
+    project: LoadedProject, environment: str | None, ledger: Ledger, names: Collection[str] | None = None
 ) -> None:
-    """Send alerts for the age of every sync that has a `freshness`."""
+    """Send alerts for the age of every sync that has a `freshness`, or of those with these names. An alert
+    may take long, so each sync is looked at when it is its turn."""
     from retl.app.alerts import Digest, Observation, observe
+    from retl.app.freshness import each
 
     digest = Digest()
-    for one in states:
+    syncs = [one for one in project.syncs.values() if names is None or one.name in names]
+    for one in (state.document() for state in each(syncs, ledger)):
         if one["enabled"] and one["freshness_seconds"] is not None:
-            age = "never succeeded" if one["age_seconds"] is None else f"{one['age_seconds']:.0f} s old"
+            age = f"{one['age_seconds']:.0f} s old" if one["age_seconds"] is not None else _unknown(one)
             limit = f"{one['freshness_seconds']:.0f} s are allowed"
             error = {
                 "code": "STALE",
@@ -104,6 +107,13 @@ def alert_ages(
             )
             observe(project.alerts[0], seen, ledger, digest)
     digest.send(ledger)
+
+
+def _unknown(state: Mapping[str, Any]) -> str:
+    """Why a sync has no age."""
+    from retl.app.freshness import UNKNOWN_AGE
+
+    return UNKNOWN_AGE if state["last_success"] is not None else "never succeeded"
 
 
 def has_age_alerts(project: LoadedProject) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from datetime import date, datetime
+from datetime import date
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -195,7 +195,7 @@ class Session:
             lacks = one.status == "BLOCKED" and one.run_id is None and not one.dry_run
             if ledger is not None and lacks and (one.error or {}).get("code") != "LOCK_HELD":
                 with suppress(RetlError):  # the summary says it all the same
-                    ledger.keep(_blocked_at(name), ledger.now().isoformat())
+                    ledger.keep(_blocked_after(name), _newest(name, ledger))
 
     def failed(self, sync: str, problem: Exception) -> Summary:
         """The summary of a sync that could not be run."""
@@ -488,14 +488,20 @@ def _choice(names: Collection[str], asked: Mapping[str, Any]) -> tuple[Choice, d
 
 def _failed(name: str, ledger: Ledger) -> bool:
     """Whether the last run of a sync did not end with success, or it could not be started since."""
-    last, blocked = ledger.last_run(name), ledger.kept(_blocked_at(name))
-    if blocked is not None and (last is None or datetime.fromisoformat(blocked) > last.started_at):
+    if ledger.kept(_blocked_after(name)) == _newest(name, ledger):
         return True
+    last = ledger.last_run(name)
     return last is not None and last.status not in GOOD
 
 
-def _blocked_at(sync: str) -> str:
-    """The name under which the ledger keeps when a sync could not be started."""
+def _newest(sync: str, ledger: Ledger) -> str:
+    """The id of a sync's last run; empty without one."""
+    last = ledger.last_run(sync)
+    return last.run_id if last is not None else ""
+
+
+def _blocked_after(sync: str) -> str:
+    """The name under which the ledger keeps after which run a sync could not be started."""
     return f"blocked {sync}"
 
 

@@ -160,7 +160,7 @@ def status(
     if alerts:
         from retl.app import observers
 
-        observers.alert_ages(invocation.project, invocation.environment, ledger, found)
+        observers.alert_ages(invocation.project, invocation.environment, ledger, chosen)
     unread = sorted(invocation.project.unread)  # nobody knows whether they are stale, and none of them runs
     code = int(fail_stale and (bool(unread) or any(one["stale"] for one in found)))
     warnings = [f"{name}: its file is wrong; it is not listed here" for name in unread]

@@ -85,6 +85,7 @@ class Strategy(Struct, frozen=True):
     hold_unknown: bool  # a row with an unknown outcome is not sent again
     scope: str | None = None  # a table: the only keys that are deleted by absence
     refresh_before: datetime | None = None  # rows confirmed before this are sent again, because they expire
+    refresh_after: datetime | None = None  # rows confirmed after this too: by a clock that was set back since
     held: Sequence[int] = ()  # epochs of runs whose rows are not sent again because they expire
     again: bool = False  # what did not change is sent too
     learns: bool = False  # a row of which it is not known what the target holds is due once
@@ -148,8 +149,12 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
         changed = f"({changed} OR b.seen IS NULL)"
     refresh = ""
     if strategy.refresh_before is not None:
-        before = f"{literal(strategy.refresh_before.isoformat())}::TIMESTAMPTZ"
-        late = f"b.confirmed_at < {before}"
+        assert strategy.refresh_after is not None
+        before, after = (
+            f"{literal(one.isoformat())}::TIMESTAMPTZ"
+            for one in (strategy.refresh_before, strategy.refresh_after)
+        )
+        late = f"(b.confirmed_at < {before} OR b.confirmed_at > {after})"
         if strategy.held:
             epochs = ", ".join(map(str, strategy.held))
             late += f" AND b.key NOT IN (SELECT key FROM {ENTRIES} WHERE epoch IN ({epochs}))"

@@ -24,6 +24,7 @@ from retl.errors import DefinitionError, LedgerError, former_format
 from retl.ledger import chain
 from retl.ledger.breakers import BreakerRow
 from retl.ledger.chain import ChainRow, Fault
+from retl.ledger.charge import COPYING, assert_in_charge, copying
 from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database, unreadable
 from retl.ledger.erasures import Erasures, pending
 from retl.ledger.files import (
@@ -92,9 +93,6 @@ __all__ = [
 _ANSWERS = re.compile(r"([^.]+)\.answers-(\d+)\.parquet")  # needed as long as the run's delta
 _IMAGES = re.compile(r"([^.]+)\.images-(\d+)\.parquet")  # kept as long as the sync asks for
 _DELTA = r"\1.delta.parquet"
-MOVED = "moved to"  # in retl_meta: the address that this state was copied to; nothing uses it here any more
-COMING = "copy from"  # in retl_meta: the store whose copy this is, until that one is fenced
-COPYING = ".copying"  # a file beside run files without a ledger: a copy to here did not finish
 FORMAT = 6  # of tables and run files together; raise it when either changes
 
 _RUNS = "SELECT run_id FROM retl_runs WHERE sync = ?"
@@ -298,29 +296,6 @@ def schema_of(environment: str | None) -> str | None:
     return f"retl_{environment}"
 
 
-def assert_in_charge(database: Database, place: str) -> None:
-    """LedgerError STATE_MOVED, STATE_COPYING if this store is not the one that knows what was delivered.
-    `place`: where it is; a reader has a copy."""
-    found = dict(database.query("SELECT name, value FROM retl_meta WHERE name IN (?, ?)", MOVED, COMING))
-    if MOVED in found:
-        raise LedgerError(
-            "STATE_MOVED",
-            f"{place} was moved to {found[MOVED]}",
-            hint=f"set RETL_STATE_URL (or `state: {{url: …}}` in retl.yml) to"
-            f" {found[MOVED].replace('postgresql://', 'postgresql://USER@', 1)}",
-        )
-    if COMING in found:
-        raise _copying(place)
-
-
-def _copying(place: str) -> LedgerError:
-    return LedgerError(
-        "STATE_COPYING",
-        f"a copy to {place} did not finish",
-        hint="with the state url that it comes from, run `retl state copy --to … --yes` again",
-    )
-
-
 def _made(home: Path) -> tuple[Path, bool]:
     """The ledger's file, and whether it was created now. It appears complete: an empty file would look like
     state that was reset."""
@@ -359,7 +334,7 @@ def _is_there(home: Path) -> bool:
     """Whether there is a ledger. LedgerError if only remains of one are there: they never start a new one."""
     path = home / "ledger.db"
     if (home / COPYING).exists() and not path.exists():
-        raise _copying(str(path))
+        raise copying(str(path))
     if path.exists() and not path.stat().st_size:
         raise unreadable(str(path), "it is empty")
     if not path.exists() and Directory(home / "runs").names():

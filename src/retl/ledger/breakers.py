@@ -70,6 +70,6 @@ class Breakers(Rejects):
     def unblock(self, connection: str) -> bool:
         """Delete a connection's failures; True if its breaker was open."""
         found = self.breaker(connection)
-        with self._database.transaction():
+        with self._decided():
             self._database.change("DELETE FROM retl_breakers WHERE connection = ?", connection)
         return found is not None and found.tripped

@@ -32,6 +32,7 @@ _KEYS = """
 SELECT key FROM retl_rejects WHERE state = 'open' AND sync = ? AND stage = ? AND code = ?
 AND COALESCE(reason, '') = COALESCE(?, '') ORDER BY key LIMIT ?
 """
+_NEWEST = "epoch DESC, started_at DESC, run_id DESC"
 _OWNED = "SELECT run_id FROM retl_runs WHERE sync = ?"
 # What `state mv` moves; where both syncs may have a row of one identity, that of the old name stays.
 _OF_A_SYNC = {
@@ -50,9 +51,10 @@ class History(State):
     """The ledger as the command line sees it."""
 
     def runs(self, sync: str | None = None, limit: int = 20) -> list[RunRow]:
-        """The newest runs, newest first."""
-        where = "WHERE sync = COALESCE(?, sync) ORDER BY started_at DESC, run_id DESC LIMIT ?"
-        return self._runs(where, sync, limit)
+        """The newest runs, newest first. Those of a sync by their epochs: a clock may be set back."""
+        if sync is not None:
+            return self._runs(f"WHERE sync = ? ORDER BY {_NEWEST} LIMIT ?", sync, limit)
+        return self._runs("ORDER BY started_at DESC, run_id DESC LIMIT ?", limit)
 
     def run(self, run_id: str | None = None) -> RunRow | None:
         """One run; by default the last one."""
@@ -101,8 +103,7 @@ class History(State):
     def last_run(self, sync: str) -> RunRow | None:
         """The newest run of a sync that had to do with its mart, and did more than to compare."""
         where = (
-            "WHERE sync = ? AND purpose NOT IN ('reconcile', 'resolve', 'erase')"
-            " ORDER BY started_at DESC, run_id DESC LIMIT 1"
+            f"WHERE sync = ? AND purpose NOT IN ('reconcile', 'resolve', 'erase') ORDER BY {_NEWEST} LIMIT 1"
         )
         return next(iter(self._runs(where, sync)), None)
 
@@ -177,13 +178,13 @@ class History(State):
         """Let no run of a sync write until `resume`. A newer reason replaces an older one."""
         row = Pause(sync, self.now(), by, reason, run_id)
         names = ", ".join(columns(Pause))
-        with self._database.transaction():
+        with self._decided():
             self._database.change("DELETE FROM retl_paused WHERE sync = ?", sync)
             self._database.change(f"INSERT INTO retl_paused ({names}) VALUES (?, ?, ?, ?, ?)", *packed(row))
 
     def resume(self, sync: str) -> Pause | None:
         """End the pause of a sync; returns it."""
-        with self._database.transaction():
+        with self._decided():
             found = self.paused(sync)
             self._database.change("DELETE FROM retl_paused WHERE sync = ?", sync)
         return found

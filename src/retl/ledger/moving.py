@@ -22,9 +22,6 @@ from msgspec import Struct
 
 from retl.errors import DefinitionError, LedgerError
 from retl.ledger import (
-    COMING,
-    COPYING,
-    MOVED,
     Ledger,
     create_tables,
     open_ledger,
@@ -33,6 +30,7 @@ from retl.ledger import (
     tables_file,
 )
 from retl.ledger.address import parameters_of
+from retl.ledger.charge import COMING, COPYING, MOVED
 from retl.ledger.database import Database, PostgreSQL, SQLite, unreadable
 from retl.ledger.files import (
     Directory,

@@ -63,7 +63,7 @@ class Rejects(State):
 
     def dismiss(self, sync: str, keys: Sequence[str] | None) -> int:
         """Dismiss these open rejects, or all of the sync; returns how many there were."""
-        with self._database.transaction():
+        with self._decided():
             if keys is None:
                 return self._database.change(_DISMISS, sync)
             return self._database.change_many(f"{_DISMISS} AND key = ?", [(sync, key) for key in keys])

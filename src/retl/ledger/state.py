@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from retl.ledger.charge import assert_in_charge
 from retl.ledger.database import Database
 from retl.ledger.files import Files, stored_for
 from retl.ledger.lock import Attempt, Lock, lost
@@ -79,6 +80,14 @@ class State:
             if isinstance(attempt := self._holding.get(run_id or ""), Attempt):
                 attempt.touch(database)
             yield database
+
+    @contextlib.contextmanager
+    def _decided(self) -> Iterator[Database]:
+        """A transaction of what a person decides without the lock of a sync. LedgerError STATE_MOVED if the
+        state was moved since it was opened: a move has ended when the first change of this goes through."""
+        with self._database.transaction():
+            yield self._database
+            assert_in_charge(self._database, self._database.place)
 
     def _end_shards(self, run_id: str) -> None:
         """In a transaction: no attempt at a shard of this run records anything more."""

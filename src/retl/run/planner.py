@@ -36,6 +36,7 @@ from retl.engine.selection import Absent
 from retl.engine.statistics import Drifted, Statistics
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError
+from retl.ledger.breakers import SKEW
 from retl.observe import log
 from retl.observe.summary import counted
 from retl.run import columns, dbt_results, extent, guards, resolve, target, trace
@@ -161,6 +162,7 @@ def comparison(job: Job, run: Run, opened: Opened, frozen: Frozen, known: Known,
         compares=frozen.mapped.compares(known.former, asked.lacks),
         learns=frozen.mapped.field_map.shape.cautious,
         refresh_before=None if expires is None else run.started_at - timedelta(seconds=expires / 2),
+        refresh_after=None if expires is None else run.started_at + SKEW,
         held=() if expires is None else holding(job.ledger, sync.name),
     )
     scope = opened.scope if strategy.absence else None

@@ -25,6 +25,7 @@ from retl.engine.mapping import Run
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
 from retl.errors import DefinitionError, Later, RetlError
+from retl.ledger.breakers import SKEW
 from retl.observe import log
 from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
@@ -173,7 +174,8 @@ def after_run(job: Job, summary: Summary) -> Summary:
     last, now, wanted = job.ledger.last_reconcile(job.sync.name), job.ledger.now(), job.sync.reconcile
     if wanted is None or summary.exit_code:
         return summary
-    if last is not None and (now - last.started_at).total_seconds() < wanted.every:
+    age = (now - last.started_at).total_seconds() if last is not None else wanted.every
+    if -SKEW.total_seconds() <= age < wanted.every:  # a look that is still to come was made by a wrong clock
         return summary
     asked = Asked()
     options = Options(purpose=asked.purpose, reconcile=asked.kind, variables=job.options.variables)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import datetime
-from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +22,7 @@ from msgspec.structs import replace
 from retl.app import observers, schedule
 from retl.app.choice import EVERY, Choice
 from retl.app.failures import described
-from retl.app.freshness import connection, states
+from retl.app.freshness import connection
 from retl.app.loaded import LoadedProject
 from retl.app.server import Server, parse
 from retl.app.session import GOOD, Session, options
@@ -36,6 +35,7 @@ from retl.app.watch.topics import Load, Topics
 from retl.engine.mapping import Run
 from retl.engine.selection import Selection
 from retl.errors import DefinitionError, RetlError, Stopped
+from retl.ledger.breakers import SKEW
 from retl.observe import log
 from retl.observe.signals import Stop
 from retl.observe.summary import Summary
@@ -100,6 +100,7 @@ class Watch:
         self._asked_to_turn = self._asked_to_reload = False
         self._code = 0  # the exit code of the last run
         self._last_turn, self._renewed = monotonic(), monotonic()
+        self._latest: datetime | None = None  # of the moments of turns
         self._alerts: Future[None] = Future()
         self._alerts.set_result(None)
         self._looks = Looks(self.ask, self.stop)
@@ -204,6 +205,11 @@ class Watch:
                 self._alerts = self._alerting.submit(self._tell_ages)
         now = self.hold.now()
         with self._awake:
+            if self._latest is not None and now < self._latest - SKEW:
+                log.event("clock_set_back", level="warning", seconds=(self._latest - now).total_seconds())
+                for entry in self._entries.values():
+                    entry.set_back(now)
+            self._latest = now
             for entry in self._entries.values():
                 if entry.due is not None and entry.due <= now and not entry.running:
                     self._ask(entry)
@@ -334,8 +340,7 @@ class Watch:
         """Send alerts for syncs that are stale. An alert may take long, so this has a thread of its own."""
         project, ledger = self.project, self.hold.ledger
         try:
-            found = states(project.syncs.values(), ledger, Path(project.warehouse.path))
-            observers.alert_ages(project, self.environment, ledger, [one.document() for one in found])
+            observers.alert_ages(project, self.environment, ledger)
         except RetlError as problem:
             log.event("ages_unknown", level="warning", code=problem.code)
 

@@ -54,6 +54,12 @@ class Entry(Struct, eq=False):
             return self.rests if self.rests is not None and self.rests > now else None
         return self.due
 
+    def set_back(self, now: datetime) -> None:
+        """The clock was set back to `now`: what was planned by the wrong one may be years away."""
+        self.rests = None
+        if self.due is not None and self.due > now:
+            self.due = following(self.sync, now)
+
     def excludes(self, other: Entry) -> bool:
         """Whether two syncs never run at the same time: on one object, or one after the other."""
         one, two = self.sync, other.sync

@@ -18,10 +18,11 @@ and tell the readers.
 
 **`mode: snapshot`** writes every row of the mart as one set, if anything changed, and replaces `latest.json`
 last: it names the files of the set, the columns with types and descriptions (of the contract, and of dbt),
-the number of rows, the time (`as_of`), after how many seconds that is stale (`freshness` of the sync), and a
-`version`, which is the same for the same rows. With `compress: true` CSV and JSON are `.gz`, also with the
-same bytes for the same rows; Parquet is compressed (zstd) anyway. A reader that follows `latest.json` sees
-one state of the mart. `keep` older sets stay, so that readers can finish. A set has all rows or is not
+the number of rows, the time (`as_of`), after how many seconds that is stale (`freshness` of the sync), the
+older sets that are `kept`, and a `version`, which is the same for the same rows. With `compress: true` CSV
+and JSON are `.gz`, also with the same bytes for the same rows; Parquet is compressed (zstd) anyway. A reader
+that follows `latest.json` sees one state of the mart. `keep` older sets stay, so that readers can finish; a
+set that a killed run never published is none of them. A set has all rows or is not
 published: one row that the contract rejects refuses the run, and an empty mart is never published.
 `deletes: delete` is required, because a row that left the mart is not in the next set. The set after a
 `retl erase` is without the person; older sets go as `keep` says.
@@ -48,7 +49,6 @@ and writers that raced. Google Cloud Storage and Azure go through the same clien
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -74,8 +74,8 @@ from retl.destinations.batch import (
 from retl.destinations.batch import (
     Field as ColumnField,
 )
-from retl.destinations.files.log import Entry, Log, encoded
-from retl.destinations.files.place import Disk, Place, Remote
+from retl.destinations.files.log import Entry, Log, document, encoded
+from retl.destinations.files.place import Disk, Held, Place, Remote
 from retl.destinations.files.reading import Holding, applied
 from retl.destinations.held import Latest
 from retl.destinations.marks import NOT_APPLIED, rejecting
@@ -219,11 +219,10 @@ class Files(Destination[FilesOptions]):
         return log.trace(self._newest(place) if self._snapshot else None)
 
     def _newest(self, place: Place) -> int:
-        """The entry of the set in latest.json; 0 if there is none, or if it lacks files."""
-        held = place.get(LATEST)
-        if held is None:
+        """The entry of the set in latest.json; 0 if there is none, if it is damaged, or if it lacks files."""
+        latest = _read(place.get(LATEST))
+        if latest is None:
             return 0
-        latest = json.loads(held.data)
         sizes = place.sizes(f"{SETS}/{latest['set']}")
         complete = all(sizes.get(one["path"]) == one["bytes"] for one in latest["files"])
         return int(latest["entry"]) if complete else 0
@@ -262,8 +261,7 @@ class Files(Destination[FilesOptions]):
             return self._objects(place, batch)
         if batch.operation != "delete":
             return {"set": "new", **self._set(place, batch)}
-        held = place.get(LATEST)
-        latest = json.loads(held.data) if held is not None else {}
+        latest = _read(place.get(LATEST)) or {}
         if latest.get("set") != batch.run_id:
             raise Systemic(
                 "SNAPSHOT_EMPTY",
@@ -330,16 +328,26 @@ class Files(Destination[FilesOptions]):
     def _publish(self, place: Place, entry: Entry) -> None:
         """Let latest.json name this set, unless it names a newer one. Then remove sets that are no longer
         kept."""
-        latest = self._description(entry)
         while True:
             held = place.get(LATEST)
-            former = json.loads(held.data) if held is not None else {"entry": -1}
+            former = _read(held) or {"entry": -1}
             if former["entry"] > entry["entry"]:
                 raise Systemic("VOIDED", "a newer run has published a set: this one may no longer write")
-            if former["entry"] == entry["entry"] or place.swap(LATEST, latest, held):
-                return self._prune(place, entry["run"])
+            keys = list(place.sizes(SETS))
+            older = sorted({one for key in keys if (one := _set_of(key)) < entry["run"]}, reverse=True)
+            published = former["entry"] == entry["entry"]
+            kept = former.get("kept", older) if published else self._kept(former, older)
+            if published or place.swap(LATEST, self._description(entry, kept), held):
+                gone = {*older, *former.get("kept", ())} - {*kept, entry["run"]}
+                return place.remove([key for key in keys if _set_of(key) in gone])
 
-    def _description(self, entry: Entry) -> bytes:
+    def _kept(self, former: Mapping[str, Any], older: list[str]) -> list[str]:
+        """The sets that readers may still read, newest first: those that were published. A run that died
+        leaves one behind that never was, and the clock by which sets are named may be set back."""
+        known = [former["set"], *former["kept"]] if "kept" in former else older
+        return known[: self.options.keep]
+
+    def _description(self, entry: Entry, kept: list[str]) -> bytes:
         shape = self.shape
         columns = [
             {"name": one.name, "type": str(one.type), "key": number < len(shape.key), **_described(one)}
@@ -358,15 +366,9 @@ class Files(Destination[FilesOptions]):
                 "rows": entry["rows"],
                 "columns": columns,
                 "files": entry["files"],
+                "kept": kept,
             }
         )
-
-    def _prune(self, place: Place, newest: str) -> None:
-        """Remove the sets before the newest that are too many; names of sets sort by time."""
-        keys = list(place.sizes(SETS))
-        former = sorted({key.split("/")[1] for key in keys if key.split("/")[1] < newest})
-        gone = set(former[: max(0, len(former) - self.options.keep)])
-        place.remove([key for key in keys if key.split("/")[1] in gone])
 
     # --- resolve
 
@@ -422,8 +424,8 @@ class Files(Destination[FilesOptions]):
 
     def _newest_set(self, place: Place) -> list[Mapping[str, Any]]:
         """The files that latest.json names, in the first of our formats."""
-        latest = place.get(LATEST)
-        files = json.loads(latest.data)["files"] if latest is not None else []
+        latest = _read(place.get(LATEST))
+        files = latest["files"] if latest is not None else []
         return [one for one in files if one["format"] == self.options.format[0]]
 
     def close(self) -> None:
@@ -446,6 +448,16 @@ class Files(Destination[FilesOptions]):
     def interrupt(self) -> None:
         """End before the next file: nothing of the batch is applied."""
         self._interrupted = True
+
+
+def _read(held: Held | None) -> dict[str, Any] | None:
+    """What latest.json says; None if there is none, or if it is damaged: then no set counts as published."""
+    found = document(held.data) if held is not None else None
+    return found if found is not None and found.keys() >= {"set", "entry", "files"} else None
+
+
+def _set_of(key: str) -> str:
+    return key.split("/")[1]
 
 
 def _written(batch: Batch, layout: Layout) -> bytes | str:

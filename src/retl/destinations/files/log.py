@@ -119,7 +119,8 @@ class Log(Struct):
     def _read_first(self) -> None:
         """The entries since the newest run began, several at the same time."""
         head = self.place.get(_HEAD)
-        first = int(json.loads(head.data)["entry"]) if head is not None else 0
+        found = (document(head.data) or {}).get("entry") if head is not None else None
+        first = found if isinstance(found, int) else 0
         if first and self.place.get(key(first)) is None:
             first = 0
         keys = list(self.place.sizes(FOLDER, after=key(first - 1) if first else ""))
@@ -130,7 +131,7 @@ class Log(Struct):
         self._next = self._next or 0
 
     def _take(self, number: int, data: bytes) -> None:
-        entry = json.loads(data)
+        entry = said(key(number), data)
         self._next = number + 1
         owner = entry["ledger"], entry["sync"]
         if entry["state"] == "begin":
@@ -151,6 +152,27 @@ def key(number: int) -> str:
 
 def number(key: str) -> int:
     return int(key.rpartition("/")[2].removesuffix(".json"))
+
+
+def said(key: str, data: bytes) -> Entry:
+    """What an entry of the log says. Systemic TARGET_DAMAGED."""
+    found = document(data)
+    if found is None:
+        raise Systemic(
+            "TARGET_DAMAGED",
+            f"the entry {key} of the log cannot be read, so nobody knows what was delivered",
+            hint="put it back from a copy; or give another `path`, where everything is sent again",
+        )
+    return found
+
+
+def document(data: bytes) -> dict[str, Any] | None:
+    """A JSON object; None if it is none, such as half of a file."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def encoded(document: Mapping[str, Any] | Iterable[Any]) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retl.destinations.batch import OPERATION, Batch, FileFormat, Layout, Shape
-from retl.destinations.files.log import FOLDER
+from retl.destinations.files.log import FOLDER, said
 from retl.destinations.files.place import Place
 from retl.errors import Systemic
 from retl.values.sql import literal, quoted
@@ -129,5 +129,5 @@ def applied(place: Place) -> list[Mapping[str, Any]]:
     for key in place.sizes(FOLDER):
         held = place.get(key)
         if held is not None:
-            found += json.loads(held.data).get("files", [])  # only an applied entry has some
+            found += said(key, held.data).get("files", [])  # only an applied entry has some
     return found

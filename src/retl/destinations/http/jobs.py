@@ -63,7 +63,8 @@ class Job(Definition):
     """An answer to rows that names a job instead of results, at `id`. The job is polled at `path` (with
     `$job`) until the answer matches `done`, or `failed`, which makes its rows unknown. `patience`: after it
     the run ends, and the next one asks again. The errors of a finished job are the lists at `errors_at` in
-    `errors_path` and in the following pages, linked by `next`; or in the file whose address the last answer
+    `errors_path` and in the following pages, linked by `next`; an answer without a list there must fit
+    `errors_none`, because only then no row was refused. Or they are in the file whose address the last answer
     has at `errors_url` (it is fetched from the connection's server, whatever its host). With `errors_format:
     csv` the file is a table with a header line, and an error is an object of the texts of a line by their
     columns; it is not fetched if `outcome.failed` counts none. `outcome` reads {"job": the last answer,
@@ -84,6 +85,7 @@ class Job(Definition):
     errors_url: str | None = None
     errors_format: Literal["json", "csv"] = "json"
     errors_at: str = ""
+    errors_none: Match | None = None
     next: str | None = None
     outcome: Rules
 
@@ -99,13 +101,15 @@ class Job(Definition):
             raise ValueError("the errors of a job are at `errors_path`, or at `errors_url`")
         if (given := self.errors_path or self.errors_url) is None and self._of_errors:
             raise ValueError(f"`{self._of_errors[0]}` needs `errors_path` or `errors_url`")
-        if given and self.errors_format == "csv" and (self.errors_at or self.next):
-            raise ValueError("`errors_format: csv` takes no `errors_at` and no `next`: a file is one table")
+        if given and self.errors_format == "csv" and (self.errors_at or self.next or self.errors_none):
+            raise ValueError(
+                "`errors_format: csv` takes no `errors_at`, `errors_none` and `next`: a file is one table"
+            )
         return self
 
     @property
     def _of_errors(self) -> list[str]:
-        return sorted({"errors_format", "errors_at", "next"} & self.model_fields_set)
+        return sorted({"errors_format", "errors_at", "errors_none", "next"} & self.model_fields_set)
 
 
 def filled(part: Any, job: str) -> Any:
@@ -224,7 +228,7 @@ class Jobs:
         return interpret(Reply(200, reply.headers, whole), job.outcome, sent)
 
     def _errors(self, id: str, ended: Any, sent: Sent) -> Iterator[Any]:
-        """The errors of a job whose last answer is this. Ambiguous if a file of them cannot be read."""
+        """The errors of a job whose last answer is this. Ambiguous if they cannot be read, all of them."""
         job, path = self.job, self.job.errors_path
         target = path and self._prefix + path.replace(JOB, quote(id, safe=""))
         target = _local(look(ended, job.errors_url)) if job.errors_url else target
@@ -241,10 +245,12 @@ class Jobs:
                 yield from _table(page)
                 return
             found = look(page.content, job.errors_at)
-            if job.errors_url and not isinstance(found, list):  # an error that names no row
-                found = [{"errors": "no list"}]
+            if not isinstance(found, list) and not (job.errors_none and job.errors_none.fits(page.content)):
+                raise Ambiguous("JOB_RESULTS", "an answer about the errors of a job has no list of them")
             yield from found if isinstance(found, list) else []
             target = _local(look(page.content, job.next)) if job.next else None
+        if target:
+            raise Ambiguous("JOB_RESULTS", f"the errors of a job have more than {_PAGES:,} pages")
 
     def _keep_patience(self, handle: str) -> None:
         """Later JOB_RUNS if the job has been asked after for too long."""
