@@ -16,10 +16,10 @@ from retl.engine.baseline import BASELINE
 from retl.errors import TargetError
 from retl.observe.summary import counted
 from retl.run import contract_diff, resolve, trace, volatile
+from retl.run.diffing import Made
 from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.plan import Plan
-from retl.run.planner import Made
 from retl.run.recovery import Found, Settled
 from retl.sources.dbt_results import note
 

@@ -22,13 +22,13 @@ from retl.errors import Later, Mismatch, RetlError
 from retl.ledger import Lock, Pause
 from retl.observe import log
 from retl.observe.summary import Summary, described
-from retl.run import contract_diff, dbt_results, extent, planner, recovery, target, then, trace
+from retl.run import contract_diff, dbt_results, diffing, extent, planner, recovery, target, then, trace
+from retl.run.diffing import Diffed, Due, Judged
 from retl.run.job import Clock, Job
 from retl.run.known import Known, know
 from retl.run.mart import Extent, Frozen, Mapped, Opened, Reading, open_mart
 from retl.run.notes import notes, settled, standing
 from retl.run.plan import Plan
-from retl.run.planner import Diffed, Due, Judged
 from retl.run.prediction import Fates, fates, predict
 from retl.run.run import Execution, new_run
 from retl.run.target import Asked
@@ -184,7 +184,7 @@ def plan(
     workspace.suit(max(frozen.total, known.baseline_rows))
     changes = _compare(job, run, (opened, frozen, reach), known, asked, workspace, clock, crew)
     with clock.phase("guard"):
-        made = planner.Made(opened, frozen, known, asked, *changes)
+        made = diffing.Made(opened, frozen, known, asked, *changes)
         planned = planner.guard(job, run, made)
         planned = replace(planned, settled=settled(job, made, planned, found))
         said = notes(job, made, planned, unanswered=found.unanswered)
@@ -220,11 +220,11 @@ def _compare(
         with clock.phase("diff"):
             return crew.plan(opened, frozen, known, asked, reach)
     with clock.phase("diff"):
-        diffed = planner.compare(job, run, opened, frozen, known, asked, reach, workspace)
+        diffed = diffing.compare(job, run, opened, frozen, known, asked, reach, workspace)
     with clock.phase("judge"):
-        judged = planner.judge_rows(job, frozen, known, workspace)
+        judged = diffing.judge_rows(job, frozen, known, workspace)
     with clock.phase("diff"):
-        return diffed, judged, planner.assemble(job, frozen, known, diffed, workspace)
+        return diffed, judged, diffing.assemble(job, frozen, known, diffed, workspace)
 
 
 def paused(pause: Pause) -> Summary:

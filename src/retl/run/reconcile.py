@@ -29,7 +29,7 @@ from retl.ledger.breakers import SKEW
 from retl.observe import log
 from retl.observe.summary import Counts, Summary
 from retl.project.definitions import Sync
-from retl.run import planner
+from retl.run import diffing, planner
 from retl.run.comparison import Compared, Scope, compare
 from retl.run.guards import Facts
 from retl.run.job import Clock, Job, Options, Target
@@ -292,7 +292,7 @@ def _plan(job: Job, run: Run, made: Compared, workspace: Workspace) -> Plan:
         made.known,
         made.visited,
         changes,
-        planner.planned(workspace, changes),
+        diffing.planned(workspace, changes),
         Facts(read, read, 0, made.known.baseline_rows),
         made.opened.description.version,
     )

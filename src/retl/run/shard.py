@@ -50,13 +50,13 @@ from retl.pace.limiter import Pace
 from retl.project.contracts import Documented
 from retl.run import parts
 from retl.run.depot import Depot
+from retl.run.diffing import Comparison, differ
 from retl.run.drain import batch, batches
 from retl.run.job import Target
 from retl.run.journal import RunJournal
 from retl.run.mart import Mapped, hash_rows
 from retl.run.parts import Part, Step
 from retl.run.plan import Terms
-from retl.run.planner import Comparison, differ
 
 STEP = 1_000_000  # numbers of batches and files that each attempt at a shard has for itself
 MOST = 64  # shards of a run

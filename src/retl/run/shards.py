@@ -34,14 +34,14 @@ from retl.engine.workspace import Workspace
 from retl.errors import Stopped
 from retl.ledger import Acknowledgement, Lock
 from retl.observe import log, redact
-from retl.run import depot, planner
+from retl.run import depot, diffing
 from retl.run.depot import Depot
+from retl.run.diffing import Diffed, Due, Judged
 from retl.run.job import Job
 from retl.run.known import Known
 from retl.run.mart import Elsewhere, Extent, Frozen, Opened
 from retl.run.parts import Cut, Part
 from retl.run.plan import Plan
-from retl.run.planner import Diffed, Due, Judged
 from retl.run.processes import Process, Processes, files
 from retl.run.shard import Columns, Failed, Halt, Planned, Sending, Sent, Work
 from retl.run.target import Asked
@@ -132,11 +132,11 @@ class Shards(Processes):
         asked: Asked,
         reach: Extent,
     ) -> tuple[Diffed, Judged, Due]:
-        """What `planner.compare`, `judge_rows` and `assemble` return for the whole mart."""
+        """What `diffing.compare`, `judge_rows` and `assemble` return for the whole mart."""
         job, workspace = self._job, self._workspace
-        frozen = planner.folding(frozen, asked)
-        condition, mark = planner.choose(job, self._run, opened, frozen, reach, workspace)
-        how = planner.comparison(job, self._run, opened, frozen, known, asked)
+        frozen = diffing.folding(frozen, asked)
+        condition, mark = diffing.choose(job, self._run, opened, frozen, reach, workspace)
+        how = diffing.comparison(job, self._run, opened, frozen, known, asked)
         self._start(self._cut(opened, frozen, known, how, condition))
         log.event("shards_started", shards=job.shards)
         found: list[Planned] = self._all(lambda work: work)
@@ -145,24 +145,24 @@ class Shards(Processes):
         diffed = Diffed(
             how.strategy,
             sum(one.read for one in found),
-            planner.next_mark(job, known, mark),
+            diffing.next_mark(job, known, mark),
             Scoped(sum(one.known for one in scoped), any(one.read for one in scoped)) if scoped else None,
             sum(one.erased for one in found),
         )
         ends = Counter[tuple[str, str | None]]()
         for one in found:
             ends.update(one.ends)
-        due = planner.due(
-            changes, planner.taken(ends, changes.counts), diffed.erased, sum(one.grown for one in found)
+        due = diffing.due(
+            changes, diffing.taken(ends, changes.counts), diffed.erased, sum(one.grown for one in found)
         )
-        return diffed, planner.judged(known, workspace), due
+        return diffed, diffing.judged(known, workspace), due
 
     def _cut(
         self,
         opened: Opened,
         frozen: Frozen,
         known: Known,
-        how: planner.Comparison,
+        how: diffing.Comparison,
         condition: str | None,
     ) -> list[Work]:
         job, workspace, mapped = self._job, self._workspace, frozen.mapped
@@ -198,7 +198,7 @@ class Shards(Processes):
                 selective=condition is not None,
                 unkeyed=unkeyed,
                 open_rejects=[one.key for one in known.open_rejects],
-                retried=planner.retried(known, mapped.capabilities),
+                retried=diffing.retried(known, mapped.capabilities),
                 limit=job.options.selection.limit,
                 former_scope=checkpoint.scope if checkpoint else None,
                 parts=[one.files[number] for one in self._cuts],
