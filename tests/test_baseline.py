@@ -6,6 +6,7 @@ workspace.
 
 from __future__ import annotations
 
+import os
 import random
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -400,6 +401,19 @@ def test_a_file_of_another_format_is_refused_with_the_way_out(
     with pytest.raises(LedgerError) as caught:
         baseline.build(workspace, None, [Delta(path, DAYS[0], [batch(0, 0, Outcome(WRITTEN))])])
     assert (caught.value.code, "retl state adopt" in str(caught.value.hint)) == ("STATE_FORMAT", True)
+
+
+@pytest.mark.parametrize("left", [0, 60, -1])
+def test_a_file_that_was_cut_off_is_named(workspace: Workspace, delta: Any, left: int) -> None:
+    answers = [batch(0, 0, Outcome(WRITTEN))]
+    whole = Delta(delta("1", sent("a")), DAYS[0], answers)
+    path = delta("2", sent("b"))
+    os.truncate(path, left if left >= 0 else path.stat().st_size - 1)
+    with pytest.raises(LedgerError) as caught:
+        baseline.build(workspace, None, [whole, Delta(path, DAYS[1], answers, 1)])
+    assert caught.value.code == "STATE_UNREADABLE"
+    assert caught.value.message.startswith(f"{path.name}: ")
+    assert "backup" in str(caught.value.hint)
 
 
 def test_a_file_that_names_no_format_is_refused(workspace: Workspace, tmp_path: Path) -> None:

@@ -142,6 +142,16 @@ class LedgerError(Failure):
     """retl's own state cannot be read or written."""
 
 
+def damaged_state(place: str, reason: str) -> LedgerError:
+    """Damaged state is never reset by itself: the hint says how to recover."""
+    return LedgerError(
+        "STATE_UNREADABLE",
+        f"{place}: {reason}",
+        hint="restore it from a backup; without one, move it away and take the mart as delivered "
+        "with `retl state adopt`, or let the next run send every row",
+    )
+
+
 def former_format(place: str) -> LedgerError:
     """State of another format is neither guessed at nor changed: the hint names the way out."""
     return LedgerError(

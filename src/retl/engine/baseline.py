@@ -22,7 +22,7 @@ from msgspec import Struct, field
 from retl.destinations.batch import UNKNOWN, Kind, Mode, Outcome, RowResult
 from retl.engine.answers import ANSWERS
 from retl.engine.workspace import RUN_FILE, Workspace
-from retl.errors import former_format
+from retl.errors import damaged_state, former_format
 from retl.values.sql import literal
 
 BASELINE = "baseline"  # key, hash (NULL: unknown), owned, ref, seen, confirmed_at, dropped
@@ -316,7 +316,8 @@ def _emptied(found: Distrust) -> str:
 
 
 def opened(workspace: Workspace, path: Path, format: str) -> str:
-    """SQL of the rows of a run file; LedgerError STATE_FORMAT if it has another format."""
+    """SQL of the rows of a run file. LedgerError STATE_FORMAT if it has another format, STATE_UNREADABLE if
+    it is damaged."""
     return f"read_parquet({_checked(workspace, [path], format)})"
 
 
@@ -326,13 +327,29 @@ def all_opened(workspace: Workspace, paths: Sequence[Path], format: str) -> str:
 
 
 def _checked(workspace: Workspace, paths: Sequence[Path], format: str) -> str:
-    files = f"[{', '.join(literal(str(path)) for path in paths)}]"
-    kept = f"SELECT file_name, decode(value) FROM parquet_kv_metadata({files}) WHERE decode(key) = 'retl'"
-    formats = dict(workspace.run(kept))
+    import duckdb
+
+    try:
+        formats = _formats(workspace, paths)
+    except duckdb.Error as problem:
+        if len(paths) > 1:  # which of them?
+            for path in paths:
+                _checked(workspace, [path], format)
+        raise damaged_state(paths[0].name, str(problem).partition("\n")[0]) from problem
     for path in paths:
         if formats.get(str(path)) != format:
             raise former_format(path.name)
-    return files
+    return _listed(paths)
+
+
+def _formats(workspace: Workspace, paths: Sequence[Path]) -> dict[str, str]:
+    """What each file says of its format."""
+    kept = f"FROM parquet_kv_metadata({_listed(paths)}) WHERE decode(key) = 'retl'"
+    return dict(workspace.run(f"SELECT file_name, decode(value) {kept}"))
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return f"[{', '.join(literal(str(path)) for path in paths)}]"
 
 
 def _effects(answers: str, at: str, epoch: str, *more: str) -> str:

@@ -20,12 +20,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import retl
-from retl.errors import DefinitionError, LedgerError, former_format
+from retl.errors import DefinitionError, LedgerError, damaged_state, former_format
 from retl.ledger import chain
 from retl.ledger.breakers import BreakerRow
 from retl.ledger.chain import ChainRow, Fault
 from retl.ledger.charge import COPYING, assert_in_charge, copying
-from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database, unreadable
+from retl.ledger.database import Database, PostgreSQL, SQLite, copy_database
 from retl.ledger.erasures import Erasures, pending
 from retl.ledger.files import (
     Directory,
@@ -336,9 +336,9 @@ def _is_there(home: Path) -> bool:
     if (home / COPYING).exists() and not path.exists():
         raise copying(str(path))
     if path.exists() and not path.stat().st_size:
-        raise unreadable(str(path), "it is empty")
+        raise damaged_state(str(path), "it is empty")
     if not path.exists() and Directory(home / "runs").names():
-        raise unreadable(str(path), "it is missing, but its run files are still there")
+        raise damaged_state(str(path), "it is missing, but its run files are still there")
     return path.exists()
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from retl.errors import Later, LedgerError
+from retl.errors import Later, LedgerError, damaged_state
 from retl.ledger.address import parameters_of
 from retl.ledger.rows import Cell, columns, unpacked
 from retl.net import sqlstate
@@ -190,7 +190,7 @@ def _refused_by_sqlite(place: str, error: Any) -> LedgerError | Later:
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
         hint = "make room or fix the permissions; run again"
         return LedgerError("STATE_UNWRITABLE", f"{place}: {error}", hint=hint)
-    return unreadable(place, str(error))
+    return damaged_state(place, str(error))
 
 
 class PostgreSQL(Database):
@@ -255,7 +255,7 @@ class PostgreSQL(Database):
             return LedgerError("STATE_UNWRITABLE", f"{self.place}: {reason}", hint="fix it; run again")
         if state[:2] in ("40", "55"):
             return busy(self.place, reason)
-        return unreadable(self.place, reason)
+        return damaged_state(self.place, reason)
 
     def _unreachable(self, message: str) -> LedgerError:
         return LedgerError("STATE_UNREACHABLE", message, hint="check the state url and the server; run again")
@@ -265,16 +265,6 @@ def busy(place: str, reason: str) -> Later:
     """Another process is writing the state; nothing is wrong with it."""
     hint = "run again when that process (perhaps a stopped retl) has continued or ended"
     return Later("STATE_BUSY", f"{place} is busy: {reason}", hint=hint)
-
-
-def unreadable(place: str, reason: str) -> LedgerError:
-    """Damaged state is never reset by itself: the hint says how to recover."""
-    return LedgerError(
-        "STATE_UNREADABLE",
-        f"{place}: {reason}",
-        hint="restore it from a backup; without one, move it away and take the mart as delivered "
-        "with `retl state adopt`, or let the next run send every row",
-    )
 
 
 # With these a server that lost its client releases the lock, and no statement hangs for ever.

@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from retl.errors import LedgerError
-from retl.ledger.database import Database, unreadable
+from retl.errors import LedgerError, damaged_state
+from retl.ledger.database import Database
 
 CHUNK = 8 * 1024 * 1024
 _REQUEST, _RETURNED = "request-", "returned-"
@@ -98,7 +98,7 @@ class Directory(Files):
     def get(self, name: str, directory: Path) -> Path:
         path = self._path / checked(name)
         if not path.is_file():
-            raise unreadable(str(path), "this run file is missing")
+            raise damaged_state(str(path), "this run file is missing")
         return path
 
     def read(self, name: str) -> bytes | None:
@@ -142,7 +142,7 @@ class Table(Files):
     def get(self, name: str, directory: Path) -> Path:
         path = directory / checked(name)
         if not self._numbers(name):
-            raise unreadable(f"run file {name}", "it is missing from retl_files")
+            raise damaged_state(f"run file {name}", "it is missing from retl_files")
         with writing(path):
             path.unlink(missing_ok=True)
             with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:

@@ -20,7 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from retl.errors import DefinitionError, LedgerError
+from retl.errors import DefinitionError, LedgerError, damaged_state
 from retl.ledger import (
     Ledger,
     create_tables,
@@ -31,7 +31,7 @@ from retl.ledger import (
 )
 from retl.ledger.address import parameters_of
 from retl.ledger.charge import COMING, COPYING, MOVED
-from retl.ledger.database import Database, PostgreSQL, SQLite, unreadable
+from retl.ledger.database import Database, PostgreSQL, SQLite
 from retl.ledger.files import (
     Directory,
     Files,
@@ -194,10 +194,10 @@ def _draft(ledger: Ledger, home: Path) -> Path:
     if path.exists():
         with closing(SQLite(path)) as there:
             if not there.exists():
-                raise unreadable(str(path), "it is no ledger")
+                raise damaged_state(str(path), "it is no ledger")
             _refuse(there, ledger)
     elif Directory(home / "runs").names() and not (home / COPYING).exists():
-        raise unreadable(str(path), "it is missing, but its run files are still there")
+        raise damaged_state(str(path), "it is missing, but its run files are still there")
     else:
         os.close(private(home / COPYING, os.O_RDWR | os.O_CREAT))
         sync_directory(home)
