@@ -131,7 +131,7 @@ class Overwriting(Oracle):
     soft: bool = False
     removed: set[str] = field(default_factory=set)
 
-    def _upsert(self, key: str, row: tuple[str, int], told: bool) -> str:
+    def _upsert(self, key: str, row: tuple[str, int]) -> str:
         known, there = self.left.get(key), self.target.get(key)
         if self.write == "update_only" and there is None:
             return "skipped"
