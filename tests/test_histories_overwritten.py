@@ -260,7 +260,7 @@ class Overwritten(Histories):
         _, found = self._reconciled("--repair")
         assert found["error"] is None, found
         ends = Counter(
-            self.oracle._upsert(key, self.oracle.mart[key], True)
+            self.oracle._upsert(key, self.oracle.mart[key])
             for key, verdict in sorted(before.items())
             if verdict in ("edited", "missing")
         )

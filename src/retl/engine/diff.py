@@ -179,7 +179,8 @@ def _compare(workspace: Workspace, strategy: Strategy, join: str) -> None:
         f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT * FROM ("
         f"SELECT r.row, coalesce(r.key, b.key) AS key, {op} AS op, {ending} AS ending,"
         f" r.cleared, b.owned, b.ref, {seen_sql(strategy.compares)} AS seen,"
-        f" {_former_sql(strategy.compares)} AS former, {_dropped_sql(strategy.compares)} AS dropped"
+        f" {_former_sql(strategy.compares)} AS former,"
+        f" {_dropped_sql(workspace, strategy.compares)} AS dropped"
         f" FROM {join} ON b.key = r.key"
         ") WHERE op <> 'unchanged'"
     )
@@ -221,10 +222,10 @@ def _former_sql(compares: Compares | None) -> str:
     return f"CASE WHEN b.hash IS NULL OR right(hex(b.hash), 8) = {salt} THEN b.hash ELSE {blank} END"
 
 
-def _dropped_sql(compares: Compares | None) -> str:
+def _dropped_sql(workspace: Workspace, compares: Compares | None) -> str:
     """SQL of the digests of what retl left in fields that are not sent any more, by their names: one that is
-    sent again is compared with it. A row that is made anew has none."""
-    if compares is None:
+    sent again is compared with it. A row that is made anew has none. Mostly no row has any."""
+    if compares is None or not _may_drop(workspace, compares):
         return f"CAST(NULL AS {DROPPED})"
     cases = [f"WHEN b.hash IS NULL OR right(hex(b.hash), 8) = {literal(compares.salt)} THEN b.dropped"]
     mine = ", ".join(map(literal, compares.names))
@@ -241,6 +242,13 @@ def _dropped_sql(compares: Compares | None) -> str:
             kept = f"CASE WHEN {_known(former)} THEN {more} ELSE {kept} END"
         cases.append(f"WHEN right(hex(b.hash), 8) = {literal(former.salt)} THEN {kept}")
     return f"CAST(CASE {' '.join(cases)} END AS {DROPPED})"
+
+
+def _may_drop(workspace: Workspace, compares: Compares) -> bool:
+    """Whether a row may have a digest of a field that is not sent."""
+    if not all(set(one.names) <= set(compares.names) for one in compares.formers):
+        return True
+    return bool(workspace.run(f"SELECT 1 FROM {BASELINE} WHERE dropped IS NOT NULL LIMIT 1"))
 
 
 def _known(former: Former) -> str:
