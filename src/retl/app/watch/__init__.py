@@ -117,6 +117,7 @@ class Watch:
         with self._closing:
             self.hold = Hold(lambda: Session(self.project, self.environment).ledger(create=True))
             self._closing.callback(self.hold.close)
+            self._closing.callback(self._report_last)
             self._closing.enter_context(observers.listening(self.project))
             self._pool = self._closing.enter_context(ThreadPoolExecutor(self.jobs, "retl-watch"))
             self._alerting = self._closing.enter_context(ThreadPoolExecutor(1, "retl-alerts"))
@@ -335,6 +336,11 @@ class Watch:
         if idle:
             shift.session.close()
         self._wake()
+
+    def _report_last(self) -> None:
+        """Store what the runs confirmed that ended after the last turn."""
+        if self.hold.is_held:
+            self._topics.report(self.hold.ledger)
 
     def _tell_ages(self) -> None:
         """Send alerts for syncs that are stale. An alert may take long, so this has a thread of its own."""

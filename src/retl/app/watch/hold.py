@@ -35,6 +35,10 @@ class Hold:
         """The time on the ledger's clock, as of the last `renew`."""
         return self._moment + timedelta(seconds=monotonic() - self._at)
 
+    @property
+    def is_held(self) -> bool:
+        return self._lock is not None
+
     def renew(self) -> None:
         """Look whether the lock is still ours, and take it again if it was lost with its connection. Later
         LOCK_HELD if another process has it now. An unreachable ledger is only logged: runs say so too."""

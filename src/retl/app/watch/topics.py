@@ -339,6 +339,6 @@ class Topics:
         return [(name, one.lag, one.skipped) for name, one in self._running.items()]
 
     def close(self) -> None:
+        """Read no more. What was read is still known: a run may end, and its end be reported, after this."""
         for one in self._running.values():
             one.close()
-        self._running = {}
