@@ -14,6 +14,7 @@ from retl.cli import families
 from retl.cli.app import app
 from retl.cli.codes import codes
 from retl.cli.grouping import EXAMPLES, GROUPS
+from retl.project.validation import did_you_mean
 from tests.cli_words import assert_known
 from tests.commands import Workshop
 from tests.servers import RedisServer
@@ -153,3 +154,16 @@ def test_options_of_the_destination_are_judged_in_a_wrong_file_too(workshop: Wor
     assert "did you mean 'crm'?" in workshop.retl("validate").err
     workshop.sync("users", source='{sql: "SELECT {{ x }} FROM users"}')
     assert "retl renders no Jinja" in workshop.retl("validate", REDIS_HOST="h").err
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("hubspot_contacts", "hubspot"),  # has more letters in common with hubspot_lists
+        ("hubspot_list", "hubspot_lists"),
+        ("hubspt", "hubspot"),
+        ("postgresql", "postgres"),
+    ],
+)
+def test_a_word_is_near_that_of_which_it_says_more(word: str, meant: str) -> None:
+    assert did_you_mean(word, ["postgres", "hubspot", "hubspot_lists"]) == f"did you mean {meant!r}?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Event, Thread, Timer
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from retl.errors import Ambiguous, Later, Systemic, Unavailable
 from retl.model import Limits, Retry
 from retl.net.waits import Quota
+from retl.observe import log
 from retl.pace import limiter
 from retl.pace.limiter import Pace, retrying
 
@@ -170,9 +172,18 @@ def test_pauses_double_at_most_and_have_a_ceiling(clock: Clock) -> None:
 
 
 def test_it_comes_back_no_sooner_than_it_was_told(clock: Clock) -> None:
-    paced = Pace(Limits())
-    attempts(Unavailable("X", "x", retry_after=20), Retry(attempts=3), clock, paced)
+    paced, said = Pace(Limits()), list[tuple[str, object]]()
+
+    def hear(event: str, fields: Mapping[str, Any]) -> None:
+        said.append((event, fields["seconds"]))
+
+    log.listen(hear)
+    try:
+        attempts(Unavailable("X", "x", retry_after=20), Retry(attempts=3), clock, paced)
+    finally:
+        log.unlisten(hear)
     assert all(20 <= wait <= 21 for wait in clock.waits)
+    assert said == [("retry_awaited", pytest.approx(wait, abs=0.01)) for wait in clock.waits]
     clock.waits.clear()
     assert paced.wait(clock)
     assert sum(clock.waits) == pytest.approx(20)

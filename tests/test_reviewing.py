@@ -148,6 +148,22 @@ def test_a_plan_says_how_long_the_limits_make_it(tmp_path: Path) -> None:
         )
 
 
+def test_an_estimate_knows_that_a_check_is_a_request_too(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path / "project")
+    workshop.write("retl.yml", SLOW.format(port=9))
+    chat = "{connection: chat, insert: {method: POST, path: /messages, row: $fields}%s}"
+    more = {
+        "source": '{sql: "SELECT user_id, email FROM users LIMIT 1"}',
+        "write": "append",
+        "first_run": "send",
+    }
+    workshop.sync("bare", destination=chat % "", delivery="at_most_once", **more)
+    workshop.sync("checked", destination=chat % ", check: {path: /}", delivery="at_most_once", **more)
+    found = {one["sync"]: one["estimate"] for one in workshop.json("plan", "--offline")["syncs"]}
+    assert [(one["requests"], one["seconds"]) for one in found.values()] == [(1, 0.0), (1, 4.0)]
+    assert found["checked"]["text"] == "1 message ≈ 4 s at the allowed pace (1 per 2 s)"
+
+
 def test_an_estimate_counts_windows_and_days() -> None:
     terms = Pace(Limits(requests=100, per=10, per_day=1000)).terms
     assert terms is not None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -286,13 +287,15 @@ def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> 
     events += [("phase", {"phase": phase}) for phase in ("diff", "judge", "diff", "guard")]
     events += [("guards_judged", {"changes": 20}), ("phase", {"phase": "deliver"})]
     events += [("batch_acknowledged", {"rows": 5})]
+    events += [("room_awaited", {"seconds": 0.4}), ("room_awaited", {"seconds": 9.7})]
+    events += [("retry_awaited", {"seconds": 30.0}), ("batch_acknowledged", {"rows": 5})]
     with Progress(console=Console(file=io.StringIO())) as progress:
         drawing = Drawing(progress)
         for event, fields in events:
             drawing(event, fields)
             shown.append(progress.tasks[0].description)
-        assert (progress.tasks[0].completed, progress.tasks[0].total) == (5, 20)
-    assert list(dict.fromkeys(shown)) == [
+        assert (progress.tasks[0].completed, progress.tasks[0].total) == (10, 20)
+    assert [text for text, _ in groupby(shown)] == [
         "begin (2 of 10)",
         "freeze (4 of 10)",
         "freeze (4 of 10), 25% of the mart read",
@@ -301,6 +304,9 @@ def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> 
         "diff (5 of 10), 3,000,000 rows read",
         "judge (6 of 10), 3,000,000 rows read",
         "guard (7 of 10), 3,000,000 rows read",
+        "deliver (9 of 10), 3,000,000 rows read",
+        "deliver (9 of 10), waits 10 s for the connection's limits",
+        "deliver (9 of 10), waits 30 s for another attempt",
         "deliver (9 of 10), 3,000,000 rows read",
     ]
 

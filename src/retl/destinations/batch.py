@@ -284,6 +284,7 @@ class Capabilities(Struct, frozen=True):
     max_rows: int | None = None
     max_deletes: int | None = None  # rows of a delete batch, where that differs
     requests: int = 1  # that a batch needs at least, of those that a connection's limits count
+    probes: int = 0  # requests of a check, of those that a connection's limits count
     lanes: int = 1
     most_lanes: int | None = None  # limit if the connection's `concurrency` sets the number of lanes
     folds: tuple[Folds, ...] = ()  # per field of `Shape.key`; empty if the target compares every key exactly

@@ -34,6 +34,8 @@ Format = Literal["json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
 Listener = Callable[[str, Mapping[str, Any]], None]
 
+NOTABLE = 1.0  # seconds of a wait that a person wants to know of
+
 _LEVELS: dict[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _listeners: list[Listener] = []

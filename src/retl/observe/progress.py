@@ -87,11 +87,12 @@ class _Sync(Struct):
     phase: int = 0
     rows: int | None = None
     share: float | None = None
+    wait: str = ""
 
     def __str__(self) -> str:
         part = "" if self.share is None else f", {self.share:.0%} of the mart read"
         read = part if self.rows is None else f", {self.rows:,} rows read"
-        return f"{PHASES[self.phase]} ({self.phase + 1} of {len(PHASES)}){read}"
+        return f"{PHASES[self.phase]} ({self.phase + 1} of {len(PHASES)}){self.wait or read}"
 
 
 class Drawing:
@@ -124,16 +125,27 @@ class Drawing:
                     self._progress.update(self._task, total=self._expected or None)
                 case "batch_acknowledged":
                     self._progress.update(self._task, advance=fields.get("rows", 0))
+                    if (sync := self._syncs.get(name)) and sync.wait:
+                        self._show(name, wait="")
+                case "room_awaited" | "retry_awaited" if fields["seconds"] >= log.NOTABLE:
+                    why = "the connection's limits" if event == "room_awaited" else "another attempt"
+                    self._show(name, wait=f", waits {fields['seconds']:,.0f} s for {why}")
                 case "mart_locked":
                     waiting = f"waiting for process {fields.get('writer')} to finish writing the warehouse"
                     self._progress.update(self._task, description=waiting)
 
     def _show(
-        self, name: str, phase: str | None = None, rows: int | None = None, share: float | None = None
+        self,
+        name: str,
+        phase: str | None = None,
+        rows: int | None = None,
+        share: float | None = None,
+        wait: str | None = None,
     ) -> None:
         sync = self._syncs.setdefault(name, _Sync())
         if phase in PHASES and (phase != "guard" or sync.phase >= PHASES.index("judge")):
             sync.phase = max(sync.phase, PHASES.index(phase))
         sync.rows = sync.rows if rows is None else rows
         sync.share = sync.share if share is None else share
+        sync.wait = sync.wait if wait is None else wait
         self._progress.update(self._task, description=f"{name}: {sync}" if name else str(sync))

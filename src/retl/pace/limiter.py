@@ -248,6 +248,7 @@ class Pace:
                     self._lease.used += 1
                     self._lease.flying += 1
                     return self._lease
+            log.event("room_awaited", seconds=round(seconds, 3), level="debug")
             stop.wait(seconds)
         return None
 
@@ -277,7 +278,6 @@ class Pace:
             self._held_until = now + grant.wait
             return self._while_held(now)
         if self._waiting:
-            log.event("room_awaited", seconds=round(grant.wait, 3), level="debug")
             return grant.wait
         self._lease = Lease(name, grant.requests, grant.hour, now + USE)
         return 0.0
@@ -375,6 +375,8 @@ def retrying(
         return last.retry_after + min(seconds, 1.0)  # lanes that got the same moment do not all meet there
 
     def sleep(seconds: float) -> None:
+        level: log.Level = "info" if seconds >= log.NOTABLE else "debug"
+        log.event("retry_awaited", code=last.code, seconds=round(seconds, 3), level=level)
         if stop.wait(seconds):  # tenacity.sleep_using_event would try once more
             raise last
 

@@ -78,8 +78,12 @@ def each(error: DefinitionError) -> tuple[DefinitionError, ...]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint with the nearest known word, if one is near."""
-    near = get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    """A hint with the nearest known word, if one is near. Nearly the same letters come first, then the word
+    of which this one says more: hubspot_list is hubspot_lists, and hubspot_contacts is hubspot."""
+    word, known = word.lower(), list(known)
+    near = get_close_matches(word, known, n=1, cutoff=0.85)
+    near = near or sorted((one for one in known if word.startswith(f"{one}_")), key=len)[-1:]
+    near = near or get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else None
 
 

@@ -126,7 +126,7 @@ def _estimate(job: Job, plan: Plan) -> Estimate | None:
     claim = job.target.destination.claim(job.target.options, job.sync.write)
     return Estimate(
         requests,
-        terms.seconds(requests),
+        terms.seconds(requests + plan.capabilities.probes),
         str(terms),
         "requests" if claim else "messages",
         ceil(requests / terms.day) if terms.day and requests > terms.day else 0,

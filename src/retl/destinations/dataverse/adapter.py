@@ -176,6 +176,7 @@ class Dataverse(HttpTarget[DataverseOptions]):
             modes=frozenset(_RULES),
             idempotent=True,
             form="documents",
+            probes=1,
             soft_deletes=True,
             nulls_keep=shape.write in ("upsert", "update_only"),
             folds=KeyFolds(case=True, accents=not options.accent_sensitive).of(shape.key),

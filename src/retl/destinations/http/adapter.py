@@ -189,6 +189,7 @@ class HttpDestination(HttpTarget[HttpOptions]):
             folds=options.folds.of(shape.key),
             by_ref=shape.deletes != "keep" and self._endpoints["delete"].asks_ref and not options.find,
             requests=2 if self._finds(shape.write) or shape.write == "replace" else 1,
+            probes=1 if options.check else 0,
             max_rows=self._most(shape.write, endpoint),
             max_deletes=self._most("delete", self._endpoints["delete"])
             if "delete" in self._endpoints

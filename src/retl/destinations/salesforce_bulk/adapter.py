@@ -124,6 +124,7 @@ class SalesforceBulk(HttpTarget[SalesforceBulkOptions]):
             modes=frozenset({"upsert", "append", "delete"}),
             idempotent=shape.write != "append",
             form="documents",
+            probes=1,
             soft_deletes=True,
             nulls_keep=shape.write != "append",
             resolves=True,
