@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from retl.errors import DefinitionError, Place
@@ -187,7 +188,9 @@ def _error(
         return _unknown_key(model, loc, filled, given)
     if kind == "missing":
         name = ".".join(str(part) for part in (*filled.written(loc), loc[-1]))
-        return DefinitionError("OPTION_MISSING", f"`{name}` is missing", where=filled.place(loc))
+        about = _described(model, loc)
+        hint = f"{loc[-1]}: {about}" if about else None
+        return DefinitionError("OPTION_MISSING", f"`{name}` is missing", hint=hint, where=filled.place(loc))
     if kind in _TYPED:
         word = str(filled.found(loc)).lower()
         meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(word)
@@ -254,18 +257,31 @@ def _sentence(message: str) -> str:
 
 def _keys(annotation: Any, loc: Loc) -> set[str]:
     """The keys that are allowed at `loc` inside a model or a type; empty if there is no such place."""
+    return {name for fields in _fields(annotation, loc) for name in fields}
+
+
+def _described(annotation: Any, loc: Loc) -> str | None:
+    """What the field at `loc` is for, if every model that may be there says the same."""
+    name = str(loc[-1])
+    found = {fields[name].description for fields in _fields(annotation, loc[:-1]) if name in fields}
+    return found.pop() if len(found) == 1 else None
+
+
+def _fields(annotation: Any, loc: Loc) -> Iterator[dict[str, FieldInfo]]:
+    """The fields by their keys of each model that may be at `loc` inside a model or a type."""
     if get_origin(annotation) is Annotated:
-        return _keys(get_args(annotation)[0], loc)
-    if get_origin(annotation) in (Union, UnionType):
-        return set().union(*(_keys(member, loc) for member in get_args(annotation)))
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = annotation.model_fields
+        yield from _fields(get_args(annotation)[0], loc)
+    elif get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _fields(member, loc)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        named = {field.alias or name: field for name, field in annotation.model_fields.items()}
         if not loc:
-            return {field.alias or name for name, field in fields.items()}
-        named = {field.alias or name: field for name, field in fields.items()}
+            yield named
+            return
         inner = named.get(str(loc[0]))
         # A part that is not a field is the tag of a union, or of a spelling that a validator replaced.
-        return _keys(annotation, loc[1:]) if inner is None else _keys(inner.annotation, loc[1:])
-    if get_origin(annotation) in (dict, tuple, list) and loc:
-        return set().union(*(_keys(member, loc[1:]) for member in get_args(annotation)))
-    return set()
+        yield from _fields(annotation if inner is None else inner.annotation, loc[1:])
+    elif get_origin(annotation) in (dict, tuple, list) and loc:
+        for member in get_args(annotation):
+            yield from _fields(member, loc[1:])

@@ -171,6 +171,7 @@ from retl.destinations.redis.resp import (
     judge,
     key_of,
     pack,
+    stops,
     why,
 )
 from retl.destinations.redis.slots import slot
@@ -511,8 +512,7 @@ class Redis(Destination[RedisOptions]):
         for n, reply in enumerate(replies):
             if isinstance(reply, Refusal) and judge(reply)[0] in STOP:
                 row = batch.documents()[n] if batch is not None and n < len(batch) else ()
-                code, sentence = judge(reply, _values(row))
-                raise Systemic(code, f"{self._wire.server}: {sentence}")
+                raise stops(self._wire.server, reply, _values(row))
 
     def _refused(self, replies: Sequence[Any], batch: Batch) -> dict[int, RowResult]:
         """The results of the refused rows."""

@@ -22,11 +22,12 @@ from retl.destinations.redis.resp import (
     judge,
     key_of,
     pack,
+    stops,
     why,
 )
 from retl.destinations.redis.sentinel import Address, encrypted
 from retl.destinations.redis.slots import SLOTS, slot
-from retl.errors import Systemic, Unavailable
+from retl.errors import Unavailable
 
 ROUNDS = 8  # in which refused commands follow their slots
 MOVING = Refusal("TRYAGAIN")
@@ -238,7 +239,7 @@ class Cluster:
         for wire in self.each():
             (reply,) = wire.ask([("CLUSTER", "NODES")])
             if isinstance(reply, Refusal):
-                raise Systemic(judge(reply)[0], f"{wire.server}: {judge(reply)[1]}")
+                raise stops(wire.server, reply)
             own = next(line for line in reply.splitlines() if b"myself" in line)
             if b" [" in own:
                 raise moving(self.server)
@@ -280,7 +281,7 @@ class Cluster:
                 del self._wires[at]
                 continue
             if isinstance(reply, Refusal):
-                raise Systemic(judge(reply)[0], f"{wire.server}: {judge(reply)[1]}")
+                raise stops(wire.server, reply)
             self._owners = self._listed(reply, at[0])
             return
         assert problem is not None

@@ -51,6 +51,13 @@ POISON = {
     "EMPTYHASH": "every field is NULL, and a hash without fields cannot exist: the key is gone",
 }
 _SENTENCES = AGAIN | STOP | POISON
+_LOGIN = "check the connection's `user` and `password`: those of `redis` are REDIS_USER and REDIS_PASSWORD"
+_HINTS = {
+    "AUTH": _LOGIN,
+    "WRONGPASS": _LOGIN,
+    "NOAUTH": _LOGIN,
+    "NOPERM": "docs/destinations/redis.md lists the commands that the account needs",
+}
 _OWN = re.compile(
     "(['\"`])(maxmemory|no|yes|set|hset|hdel|expire|exists|eval|unlink|h?mget|l(?:push|trim|pos))\\1"
 )
@@ -70,6 +77,12 @@ def judge(refusal: Refusal, values: Iterable[str] = ()) -> tuple[str, str]:
     sentence = _SENTENCES.get(code, "the server refused the command")
     words = scrub(_unquoted(text.partition(" ")[2]), values)
     return code, f"{sentence}: {words}" if words else sentence
+
+
+def stops(server: str, refusal: Refusal, values: Iterable[str] = ()) -> Systemic:
+    """The error of a refusal that every command would get. `values`: what was sent."""
+    code, sentence = judge(refusal, values)
+    return Systemic(code, f"{server}: {sentence}", hint=_HINTS.get(code))
 
 
 def _unquoted(text: str) -> str:
@@ -218,8 +231,9 @@ class Wire:
                     self._refuse_others(_said(replies[-1], b"mode"), _said(replies[-1], b"role"))
                 elif isinstance(replies[-1], Refusal):
                     code, sentence = judge(replies[-1])
-                    kind = Unavailable if code in AGAIN else Systemic
-                    raise kind(code, f"{self.server}: {sentence}")
+                    if code in AGAIN:
+                        raise Unavailable(code, f"{self.server}: {sentence}")
+                    raise stops(self.server, replies[-1])
         except ssl.SSLError as error:
             self.close()
             raise Systemic("TLS", f"{self.server}: TLS failed: {error.reason or why(error)}") from error
