@@ -82,6 +82,18 @@ def test_a_sync_that_is_a_link_to_nothing_stops_every_run(workshop: Workshop) ->
     assert "syncs/others.yml" in said.err
 
 
+def test_a_linked_folder_of_syncs_is_read_also_in_a_circle(workshop: Workshop, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    text = (workshop.folder / "syncs/users.yml").read_text(encoding="utf-8")
+    (shared / "others.yml").write_text(text.replace("table: users,", "table: others,"), encoding="utf-8")
+    (shared / "circle").symlink_to(shared)
+    (workshop.folder / "syncs/team").symlink_to(shared)
+    said = workshop.retl("sync", "--output", "json")
+    assert said.code == 0, said.err
+    assert [one["sync"] for one in said.document["syncs"]] == ["others", "users"]
+
+
 def test_a_run_file_that_did_not_fit_takes_no_room(tmp_path: Path) -> None:
     """Otherwise the ledger could not say that the run failed, and the next run could not begin."""
 

@@ -118,8 +118,14 @@ def sync_folder(folder: Path, denied: Callable[[OSError], object] = lambda _prob
     """Every file in `syncs`, also those that define no sync, and links to files that are gone. `denied` is
     called for a folder that cannot be listed."""
     found: list[Path] = []
-    for base, folders, names in os.walk(folder / "syncs", onerror=denied):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen: set[str] = set()  # links may lead in a circle
+    for base, folders, names in os.walk(folder / "syncs", onerror=denied, followlinks=True):
+        seen.add(os.path.realpath(base))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(base, name)) not in seen
+        ]
         found += [Path(base, name) for name in names if not name.startswith(".")]
     yield from (path for path in sorted(found) if path.is_file() or _leads_nowhere(path))
 
