@@ -75,6 +75,15 @@ def test_a_folder_of_syncs_without_a_right_to_it_stops_every_run(workshop: Works
     assert '"sync": "others"' in retl(workshop, "sync", "--output", "json").stdout
 
 
+def test_variables_without_a_right_to_them_are_not_called_wrong_text(workshop: Workshop) -> None:
+    workshop.write("config.env", "NAME=value\n")
+    with shut(workshop.folder / "config.env"):
+        said = retl(workshop, "sync")
+    assert said.returncode == 2
+    assert "cannot be read: Permission denied" in said.stderr
+    assert '"where": "config.env"' in said.stderr
+
+
 def test_a_sync_that_is_a_link_to_nothing_stops_every_run(workshop: Workshop) -> None:
     (workshop.folder / "syncs/others.yml").symlink_to(workshop.folder / "gone.yml")
     said = workshop.retl("sync")
