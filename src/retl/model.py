@@ -116,28 +116,38 @@ class Hours(Definition):
 
     def closes(self, now: datetime) -> datetime | None:
         """The end of the hours that `now` is in; None outside them."""
-        return next((end for start, end in self._around(now) if start <= now < end), None)
+        if not self._include(now):
+            return None
+        return next(moment for moment in self._moments(now) if not self._include(moment))
 
     def opens(self, now: datetime) -> datetime:
-        """The next beginning. On a day when the clock skips them there are no hours."""
-        return min(start for start, end in self._around(now) if now < start < end)
+        """The next beginning after a time outside them."""
+        return next(moment for moment in self._moments(now) if self._include(moment))
 
     def __str__(self) -> str:
         return f"{self.from_:%H:%M} to {self.to:%H:%M} {self.timezone}"
 
-    def _around(self, now: datetime) -> list[tuple[datetime, datetime]]:
-        """The hours that begin within two days, in UTC."""
+    def _include(self, moment: datetime) -> bool:
+        """What the clock on the wall shows decides, also where it skips or repeats an hour."""
+        clock = moment.astimezone(zone(self.timezone)).time()
+        if self.from_ < self.to:
+            return self.from_ <= clock < self.to
+        return not self.to <= clock < self.from_
+
+    def _moments(self, now: datetime) -> list[datetime]:
+        """When the hours may begin or end within three days, in UTC: at their own times, and when the clock
+        is changed, which happens at quarters of an hour."""
         there = zone(self.timezone)
         today = now.astimezone(there).date()
-        longer = timedelta(days=1 if self.to < self.from_ else 0)
-        days = [today + timedelta(days=offset) for offset in (-1, 0, 1, 2)]
-        return [
-            (
-                datetime.combine(day, self.from_, there).astimezone(UTC),
-                datetime.combine(day + longer, self.to, there).astimezone(UTC),
-            )
-            for day in days
-        ]
+        own = {
+            datetime.combine(today + timedelta(days=day), clock, there).replace(fold=fold).astimezone(UTC)
+            for day in range(4)
+            for clock in (self.from_, self.to)
+            for fold in (0, 1)
+        }
+        quarter = now.astimezone(UTC).replace(minute=now.minute // 15 * 15, second=0, microsecond=0)
+        changes = {quarter + timedelta(minutes=15 * number) for number in range(1, 4 * 24 * 3)}
+        return sorted(moment for moment in own | changes if moment > now)
 
 
 def is_loopback(host: str) -> bool:

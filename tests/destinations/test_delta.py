@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -327,6 +328,22 @@ def test_the_name_of_a_folder_is_not_taken_for_the_reason_of_an_error(
         destination.write(one)
     proxy.heal()
     assert destination.resolve(one, None).default.kind is Kind.WRITTEN
+
+
+def test_a_full_disk_is_named_with_its_folder_and_the_batch_goes_again(disk: Disk) -> None:
+    destination, rows = disk.ready(), batch(count=500)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(Systemic) as refused:
+            destination.write(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refused.value.code == "FOLDER_UNWRITABLE"
+    assert refused.value.message == f"the folder {disk.uri} cannot be used: File too large"
+    assert "space" in str(refused.value.hint)
+    assert kinds(deliver(destination, rows)) == [Kind.WRITTEN] * 500
+    assert disk.count() == 500
 
 
 def test_what_others_did_to_the_table_is_noticed(disk: Disk) -> None:

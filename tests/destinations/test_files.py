@@ -201,6 +201,18 @@ def test_a_batch_is_an_object_and_then_an_entry(disk: Disk) -> None:
     assert (file["bytes"], file["sha256"], file["rows"]) == (len(data), sha256(data).hexdigest(), 3)
 
 
+def test_a_folder_that_cannot_be_used_is_named_with_the_reason(disk: Disk) -> None:
+    destination = disk.ready()
+    (disk.folder / "data").write_text("no folder")
+    with pytest.raises(Systemic) as refused:
+        destination.write(batch())
+    assert refused.value.code == "FOLDER_UNWRITABLE"
+    assert str(disk.folder) in refused.value.message
+    assert "free space" in str(refused.value.hint)
+    (disk.folder / "data").unlink()
+    assert kinds(deliver(destination, batch())) == [Kind.WRITTEN] * 3
+
+
 def test_a_batch_that_is_voided_is_never_applied_and_goes_again(disk: Disk) -> None:
     destination = disk.ready()
     assert destination.resolve(batch(), None, act=False).default.kind is Kind.RETRY

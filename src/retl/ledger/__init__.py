@@ -272,8 +272,9 @@ def open_ledger(
             files, made = Table(database), False
         elif url.startswith("file:") and url != "file:":
             home = folder / url.removeprefix("file:") / (environment or "")
-            refuse_symlinks(folder, home)
-            path, made = _made(home) if create else (_copied(home, closing), False)
+            with writing(home):
+                refuse_symlinks(folder, home)
+                path, made = _made(home) if create else (_copied(home, closing), False)
             database = SQLite(path)
             closing.callback(database.close)
             files = Directory(home / "runs")
@@ -299,25 +300,24 @@ def schema_of(environment: str | None) -> str | None:
 def _made(home: Path) -> tuple[Path, bool]:
     """The ledger's file, and whether it was created now. It appears complete: an empty file would look like
     state that was reset."""
-    with writing(home):
-        make_private(home)
-        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            # Another process waits here for the few milliseconds that creating a ledger takes.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_there(home):
-                return home / "ledger.db", False
-            draft = home / ".ledger.new"
-            draft.unlink(missing_ok=True)
-            os.close(private(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-            with contextlib.closing(SQLite(draft)) as database:
-                create_tables(database)
-            draft.with_name(".ledger.new-journal").unlink(missing_ok=True)
-            draft.rename(home / "ledger.db")
-            sync_directory(home)
-            return home / "ledger.db", True
-        finally:
-            os.close(lock)
+    make_private(home)
+    lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Another process waits here for the few milliseconds that creating a ledger takes.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_there(home):
+            return home / "ledger.db", False
+        draft = home / ".ledger.new"
+        draft.unlink(missing_ok=True)
+        os.close(private(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        with contextlib.closing(SQLite(draft)) as database:
+            create_tables(database)
+        draft.with_name(".ledger.new-journal").unlink(missing_ok=True)
+        draft.rename(home / "ledger.db")
+        sync_directory(home)
+        return home / "ledger.db", True
+    finally:
+        os.close(lock)
 
 
 def _copied(home: Path, closing: contextlib.ExitStack) -> Path | None:

@@ -183,11 +183,19 @@ def copy_database(path: Path, target: Path) -> None:
             shutil.copyfile(f"{path}{suffix}", f"{target}{suffix}")
 
 
+_NO_ROOM_OR_RIGHT = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+)
+
+
 def _refused_by_sqlite(place: str, error: Any) -> LedgerError | Later:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return busy(place, "another process is in the middle of a transaction")
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
+    if code in _NO_ROOM_OR_RIGHT:
         hint = "make room or fix the permissions; run again"
         return LedgerError("STATE_UNWRITABLE", f"{place}: {error}", hint=hint)
     return damaged_state(place, str(error))

@@ -88,28 +88,39 @@ class Directory(Files):
         with writing(target):
             make_private(self._path)
             fresh.unlink(missing_ok=True)
-            with open(private(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                file.writelines(chunks)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.rename(target)
+            try:
+                with open(private(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                    file.writelines(chunks)
+                    file.flush()
+                    os.fsync(file.fileno())
+                fresh.rename(target)
+            except BaseException:
+                fresh.unlink(missing_ok=True)  # on a full disk the ledger needs its room
+                raise
             sync_directory(self._path)
 
     def get(self, name: str, directory: Path) -> Path:
         path = self._path / checked(name)
-        if not path.is_file():
-            raise damaged_state(str(path), "this run file is missing")
+        with writing(path):
+            if not path.is_file():
+                raise damaged_state(str(path), "this run file is missing")
+            path.open("rb").close()  # DuckDB's words do not tell a lack of rights from damage
         return path
 
     def read(self, name: str) -> bytes | None:
         path = self._path / checked(name)
-        return path.read_bytes() if path.is_file() else None
+        with writing(path):
+            return path.read_bytes() if path.is_file() else None
 
     def digest(self, name: str) -> str:
-        return _digest(chunks_of(self._path / checked(name)))
+        path = self._path / checked(name)
+        with writing(path):
+            return _digest(chunks_of(path))
 
     def size(self, name: str) -> int:
-        return (self._path / checked(name)).stat().st_size
+        path = self._path / checked(name)
+        with writing(path):
+            return path.stat().st_size
 
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
@@ -119,7 +130,10 @@ class Directory(Files):
                 path.with_name(f".{name}.new").unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self._path.glob("[!.]*"))
+        with writing(self._path):
+            if not self._path.is_dir():
+                return []
+            return sorted(name for name in os.listdir(self._path) if not name.startswith("."))
 
     def scrap(self, owners: Collection[str]) -> None:
         for path in self._path.glob(".*.new"):

@@ -6,6 +6,7 @@ of a definition may lead outside the project.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -67,7 +68,14 @@ def read_syncs(
     file's stem, and nothing is raised."""
     found: dict[str, Read] = {}
     errors: list[DefinitionError] = []
-    for path in sync_paths(folder):
+
+    def failed(path: Path, error: DefinitionError) -> None:
+        if wrong is None:
+            errors.append(error)
+        else:
+            wrong[path.stem] = each(error)[0]
+
+    for path in sync_paths(folder, lambda problem: _denied(folder, problem, failed)):
         try:
             read = _read_sync(folder, path, environment, project_file.tree)
             if (other := found.get(read.sync.name)) is not None:
@@ -80,14 +88,20 @@ def read_syncs(
                 )
             found[read.sync.name] = read
         except DefinitionError as error:
-            if wrong is not None:
-                wrong[path.stem] = each(error)[0]
-                continue
-            errors.append(error)
-            with suppress(DefinitionError):  # it cannot even be read
-                errors += more(_written(folder, path, environment, project_file.tree))
+            failed(path, error)
+            if wrong is None:
+                with suppress(DefinitionError):  # it cannot even be read
+                    errors += more(_written(folder, path, environment, project_file.tree))
     raise_all(errors)
     return dict(sorted(found.items()))
+
+
+def _denied(folder: Path, problem: OSError, failed: Callable[[Path, DefinitionError], None]) -> None:
+    """A folder that cannot be listed may have syncs in it; one that is not there has none."""
+    if not isinstance(problem, FileNotFoundError):
+        path = Path(problem.filename)
+        place = Place(path.relative_to(folder).as_posix())
+        failed(path, DefinitionError("FILE_UNREADABLE", f"cannot be read: {problem.strerror}", where=place))
 
 
 def _waits(loc: Loc) -> bool:
@@ -96,16 +110,28 @@ def _waits(loc: Loc) -> bool:
     return len(loc) > 2 and loc[0] in used and loc[2] not in used[str(loc[0])]
 
 
-def sync_paths(folder: Path) -> Iterator[Path]:
-    yield from (path for path in sync_folder(folder) if path.suffix in ENDINGS)
+def sync_paths(folder: Path, denied: Callable[[OSError], object] = lambda _problem: None) -> Iterator[Path]:
+    yield from (path for path in sync_folder(folder, denied) if path.suffix in ENDINGS)
 
 
-def sync_folder(folder: Path) -> Iterator[Path]:
-    """Every file in `syncs`, also those that define no sync."""
-    for path in sorted((folder / "syncs").rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path
+def sync_folder(folder: Path, denied: Callable[[OSError], object] = lambda _problem: None) -> Iterator[Path]:
+    """Every file in `syncs`, also those that define no sync, and links to files that are gone. `denied` is
+    called for a folder that cannot be listed."""
+    found: list[Path] = []
+    seen: set[str] = set()  # links may lead in a circle
+    for base, folders, names in os.walk(folder / "syncs", onerror=denied, followlinks=True):
+        seen.add(os.path.realpath(base))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(base, name)) not in seen
+        ]
+        found += [Path(base, name) for name in names if not name.startswith(".")]
+    yield from (path for path in sorted(found) if path.is_file() or _leads_nowhere(path))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _read_sync(folder: Path, path: Path, environment: Environment, project: Tree) -> Read:

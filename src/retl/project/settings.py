@@ -190,7 +190,11 @@ def _config(folder: Path, name: str | None) -> dict[str, str]:
             f"--env {name} needs the file {file} in the project",
             hint=f"did you mean {near[0]!r}?" if near else create,
         ) from None
-    except (OSError, UnicodeDecodeError):
+    except OSError as problem:
+        raise DefinitionError(
+            "FILE_UNREADABLE", f"cannot be read: {problem.strerror}", where=Place(file)
+        ) from None
+    except UnicodeDecodeError:
         raise DefinitionError("FILE_UNREADABLE", "cannot be read as UTF-8 text", where=Place(file)) from None
     for binding in bindings:
         if binding.error:

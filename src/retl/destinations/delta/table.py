@@ -6,6 +6,7 @@ The client's own text may quote values and signed requests, so none of it is rep
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _REFUSED = re.compile(
 )
 _LIMITED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_RIGHT = re.compile(r"necessary privileges|Unauthenticated|SignatureDoesNotMatch|AccessDenied")
+_OF_SYSTEM = re.compile(r"(?:\(os error |\[Errno )(\d+)")
 _FEATURE = re.compile(r"[Ff]eature|[Uu]nsupported|not supported")
 
 
@@ -147,7 +149,13 @@ class Opening:
                 hint="drop the feature, or name another table",
             )
         if self._address is None:
-            return Systemic("FOLDER_UNWRITABLE", f"the folder of {self.path} cannot be used")
+            cause = _OF_SYSTEM.search(text)
+            why = f": {os.strerror(int(cause[1]))}" if cause else ""
+            return Systemic(
+                "FOLDER_UNWRITABLE",
+                f"the folder {self.uri} cannot be used{why}",
+                hint="free space there, or let this user write there; then run again",
+            )
         return Unavailable("UNREACHABLE", f"the bucket of {self.path}: {said.why}")
 
 

@@ -260,7 +260,11 @@ def _disk(root: Path) -> Iterator[None]:
         yield
     except OSError as problem:
         why = problem.strerror or type(problem).__name__
-        raise Systemic("FOLDER_UNWRITABLE", f"the folder {root} cannot be used: {why}") from problem
+        raise Systemic(
+            "FOLDER_UNWRITABLE",
+            f"the folder {root} cannot be used: {why}",
+            hint="free space there, or let this user write there; then run again",
+        ) from problem
 
 
 def _sync(folder: Path) -> None:
