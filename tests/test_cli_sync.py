@@ -463,3 +463,21 @@ def test_a_terminal_gets_a_drawn_table_and_no_log_lines(workshop: Workshop) -> N
     assert "SUCCESS" in seen.decode()
     assert "─" in seen.decode()
     assert "mart_frozen" not in seen.decode()
+
+
+def test_rejects_of_one_reason_are_one_line_and_the_command_that_lists_them_does(workshop: Workshop) -> None:
+    workshop.warehouse("UPDATE users SET spend = -1 WHERE user_id IN (2, 3)")
+    contract = (
+        "{user_id: {type: integer}, email: {type: string},"
+        " spend: {type: decimal, max_digits: 12, decimal_places: 2, ge: 0}}"
+    )
+    workshop.sync("users", contract=contract)
+    refused = workshop.retl("sync", "users")
+    assert (refused.code, "retl rejects" in refused.out) == (3, False), refused.out
+    said = workshop.retl("sync", "users", "--accept", "REJECT_RATE")
+    assert "rejects (2 rows):" in said.out, said.out + said.err
+    (line,) = [line for line in said.out.splitlines() if "OUT_OF_RANGE" in line]
+    assert line.split()[0] == "2"
+    assert "2, 3" in line
+    assert "`retl rejects users` lists them" in said.out
+    assert len(workshop.json("rejects", "users")["rejects"]) == 2

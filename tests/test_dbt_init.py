@@ -206,6 +206,30 @@ def test_without_meta_or_warehouse_it_says_what_to_do_and_writes_nothing(project
     assert project.snapshot() == before
 
 
+@pytest.mark.parametrize(
+    ("given", "holds", "code", "said"),
+    [
+        ("nope.json", None, "DBT_MISSING", "there is no nope.json"),
+        ("empty/manifest.json", None, "DBT_MISSING", "there is no empty/manifest.json"),
+        ("other.json", "{}", "USAGE", "other.json has another name"),
+        ("manifest.json", '{"name": "shop"}', "DBT_UNREADABLE", "manifest.json cannot be read"),
+    ],
+)
+def test_a_path_that_is_no_manifest_is_named_with_what_to_give_instead(
+    tmp_path: Path, given: str, holds: str | None, code: str, said: str
+) -> None:
+    workshop = Workshop(tmp_path / "shop")
+    if holds is not None:
+        (workshop.folder / given).write_text(holds)
+    answer = workshop.retl("init", "new", "--from-dbt", given)
+    assert answer.code != 0
+    assert said in answer.err
+    assert f"[{code}]" in answer.err
+    assert "target/manifest.json" in answer.err
+    assert "retl.yml" not in answer.err
+    assert not (workshop.folder / "new").exists()
+
+
 def test_a_column_that_no_target_can_hold_is_left_out_and_named(project: Workshop) -> None:
     with duckdb_files.opened(project.folder / "warehouse.duckdb") as warehouse:
         warehouse.execute("ALTER TABLE customers ADD COLUMN photo BLOB")

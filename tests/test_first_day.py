@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retl.cli.output import Table
 from retl.cli.running import summary_pieces
 from retl.ledger.breakers import BreakerRow
+from retl.observe.mask import MASK
 from retl.observe.summary import Counts, Summary
 from tests.commands import Workshop
 from tests.servers import RedisServer
@@ -57,19 +59,33 @@ def test_an_address_of_the_state_with_a_variable_in_it_is_explained(workshop: Wo
     assert (said.code, "`state: {url: …}` in retl.yml, which fills in variables" in said.err) == (2, True)
 
 
-def test_rejects_without_a_key_that_look_the_same_are_one_line() -> None:
-    alike = {"key": None, "stage": "key", "code": "KEY_NULL", "reason": "a key column is NULL"}
+def test_each_reason_of_rejects_is_one_line_with_its_number_and_first_keys() -> None:
+    null = {"key": None, "stage": "key", "code": "KEY_NULL", "reason": "a key column is NULL"}
+    high = {"stage": "contract", "code": "RANGE", "reason": "spend is below 0"}
     other = {"key": "7", "stage": "contract", "code": "NULL_VALUE", "reason": "amount is NULL"}
-    run = Summary(
-        "u", "r", "REFUSED", 3, counts=Counts(read=9, rejected=4), rejects=[alike, alike, alike, other]
-    )
-    (table,) = [
-        one for one in summary_pieces([run.document()]) if isinstance(one, Table) and "key" in one.headers
-    ]
+    rejects: list[dict[str, Any]] = [null, null, *({"key": str(n), **high} for n in range(11, 16)), other]
+    run = Summary("u", "r", "SUCCESS_WITH_REJECTS", 3, counts=Counts(read=90, rejected=30), rejects=rejects)
+    document = run.document()
+    pieces = summary_pieces([document])
+    (table,) = [one for one in pieces if isinstance(one, Table) and "reason" in one.headers]
+    assert table.headers == ("rows", "stage", "code", "reason", "first keys")
     assert table.rows == [
-        (None, "key", "KEY_NULL", "a key column is NULL (3 rows)"),
-        ("7", "contract", "NULL_VALUE", "amount is NULL"),
+        (5, "contract", "RANGE", "spend is below 0", "11, 12, 13, …"),
+        (2, "key", "KEY_NULL", "a key column is NULL", ""),
+        (1, "contract", "NULL_VALUE", "amount is NULL", "7"),
     ]
+    assert table.title == "rejects (8 of 30 rows):"
+    assert "`retl rejects u` lists them" in pieces
+    assert [one["key"] for one in document["rejects"]] == [one["key"] for one in rejects]
+
+
+def test_keys_of_rejects_that_are_hidden_are_said_once() -> None:
+    alike = {"key": MASK, "stage": "contract", "code": "RANGE", "reason": "spend is below 0"}
+    run = Summary("u", "r", "SUCCESS_WITH_REJECTS", 3, counts=Counts(rejected=3), rejects=[alike] * 3)
+    (table,) = [
+        one for one in summary_pieces([run.document()]) if isinstance(one, Table) and "reason" in one.headers
+    ]
+    assert table.rows == [(3, "contract", "RANGE", "spend is below 0", MASK)]
 
 
 def test_one_row_that_waits_is_one_row() -> None:

@@ -83,6 +83,20 @@ def test_words_that_name_nothing_are_said_and_exit_2(shop: Workshop, words: str,
     assert not {path for path in changed if not path.startswith(".retl")}
 
 
+def test_a_run_that_is_nearly_named_is_asked_about(shop: Workshop) -> None:
+    run_id = shop.json("runs")["runs"][0]["run_id"]
+    wrong = run_id[:-1] + ("0" if run_id[-1] != "0" else "1")
+    end = wrong.rsplit("-", 1)[-1]
+    for words, near in (("usres", "users"), (wrong, run_id), (end, run_id)):
+        said = shop.retl("show", words)
+        assert (said.code, f"there is no run {words!r}" in said.err) == (2, True), said.err
+        assert f"did you mean {near!r}?" in said.err
+        assert "`retl runs` lists them" in said.err
+    said = shop.retl("show", "zzz")
+    assert (said.code, "did you mean" in said.err) == (2, False)
+    assert "`retl runs` lists them" in said.err
+
+
 def test_a_person_whom_no_mart_has_is_unknown_also_beside_a_sync_that_is_gone(shop: Workshop) -> None:
     (shop.folder / "syncs" / "users.yml").unlink()
     gone = "not searched, because no file defines them, though the ledger has their keys: users"

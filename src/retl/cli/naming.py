@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from retl.errors import DefinitionError
@@ -11,6 +12,8 @@ from retl.errors import DefinitionError
 if TYPE_CHECKING:
     from retl.ledger import Ledger, RunRow
 
+_RECENT = 100  # runs whose ids a mistyped one is compared with
+_ALIKE = 0.75  # usres is like users, and zzz is like nothing
 SHORT = 6  # characters of an id that are enough for people
 TAKEN_BACK = (
     "An id or the beginning or end of one, a sync (its last run that wrote rows of the mart), or -1 for the"
@@ -32,8 +35,20 @@ def run_by_id(ledger: Ledger, words: str) -> RunRow:
     alike = [] if found else ledger.runs_like(words)
     if found is None and len(alike) != 1:
         what = f"several runs have ids like {words!r}" if alike else f"there is no run {words!r}"
-        raise DefinitionError("RUN_UNKNOWN", what, hint="`retl runs` lists them")
+        near = None if alike else _near(ledger, words)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise DefinitionError("RUN_UNKNOWN", what, hint=f"{hint}`retl runs` lists them")
     return found or alike[0]
+
+
+def _near(ledger: Ledger, words: str) -> str | None:
+    """The sync with runs, or the id of a recent run, that is most like these words. The end of an id is
+    compared too, since people write it alone."""
+    ids = [run.run_id for run in ledger.runs(limit=_RECENT)]
+    ends = {one.rsplit("-", 1)[-1]: one for one in reversed(ids)}  # of two alike, the newest
+    known = {**ends, **{one: one for one in ids}, **{name: name for name in ledger.synced()}}
+    near = get_close_matches(words, known, n=1, cutoff=_ALIKE)
+    return known[near[0]] if near else None
 
 
 def run_to_take_back(ledger: Ledger, words: str) -> RunRow:

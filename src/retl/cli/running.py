@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retl.run.job import Options
     from retl.run.review import Review
 
+KEYS_SHOWN = 3  # of each reason for rejects
 NUMBERS = (
     "read",
     "unchanged",
@@ -337,13 +338,7 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
     edits = {**one["conflicts"], f"delete{'s' * (kept != 1)} kept": kept}
     if any(edits.values()):
         pieces.append(f"{name}edited by others: {', '.join(f'{n} {kind}' for kind, n in edits.items() if n)}")
-    if one["rejects"]:
-        total = one["rejected"] + one["deletes"]["rejected"]
-        rows = max(total, len(one["rejects"]))
-        some = f"{len(one['rejects'])} of " if len(one["rejects"]) < rows else ""
-        title = f"{name}rejects ({some}{counted(rows, 'row')}):"
-        parts = ("key", "stage", "code", "reason")
-        pieces.append(Table(parts, list(_distinct(one["rejects"], parts)), title))
+    pieces += _reject_pieces(one, name)
     pieces += assert_pieces(one.get("assert", ()), name)
     pieces += then_pieces(one.get("then", ()), name)
     if "estimate" in one:
@@ -352,13 +347,32 @@ def _details(one: Mapping[str, Any], name: str) -> list[Piece]:
     return pieces
 
 
-def _distinct(rejects: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """A line per reject; those without a key that look the same are one, with their number."""
+def _reject_pieces(one: Mapping[str, Any], name: str) -> list[Piece]:
+    """The rejects that a summary has: a line per reject, or per reason if several have the same one."""
     from retl.observe.summary import counted
 
-    alike = Counter(tuple(row[part] for part in parts) for row in rejects)
-    for row, number in alike.items():
-        yield row if number == 1 else (*row[:-1], f"{row[-1]} ({counted(number, 'row')})")
+    rejects = one["rejects"]
+    if not rejects:
+        return []
+    rows = max(one["rejected"] + one["deletes"]["rejected"], len(rejects))
+    some = f"{len(rejects)} of " if len(rejects) < rows else ""
+    title = f"{name}rejects ({some}{counted(rows, 'row')}):"
+    why = ("stage", "code", "reason")
+    reasons = Counter(tuple(row[part] for part in why) for row in rejects)
+    if len(reasons) < len(rejects):
+        counts = reasons.most_common()
+        lines = [(number, *reason, _first_keys(rejects, why, reason)) for reason, number in counts]
+        table = Table(("rows", *why, "first keys"), lines, title)
+    else:
+        table = Table(("key", *why), [(row["key"], *(row[part] for part in why)) for row in rejects], title)
+    is_more = len(reasons) < rows and one["status"] == "SUCCESS_WITH_REJECTS" and not one["dry_run"]
+    return [table, *([f"`retl rejects {one['sync']}` lists them"] if is_more else [])]
+
+
+def _first_keys(rejects: Sequence[Mapping[str, Any]], why: Sequence[str], reason: tuple[Any, ...]) -> str:
+    alike = (row["key"] for row in rejects if tuple(row[part] for part in why) == reason)
+    keys = list(dict.fromkeys(key for key in alike if key is not None))
+    return ", ".join([*keys[:KEYS_SHOWN], *(["…"] if len(keys) > KEYS_SHOWN else [])])
 
 
 def assert_pieces(found: Sequence[Mapping[str, Any]], name: str = "") -> list[Piece]:

@@ -26,7 +26,7 @@ from retl.app.scaffold.yamltext import flow, sentence
 from retl.contract.completion import allowed
 from retl.engine.scratch import private_directory
 from retl.engine.workspace import Workspace
-from retl.errors import DefinitionError, Mismatch
+from retl.errors import DefinitionError, Mismatch, SourceError
 from retl.observe.signals import Stop
 from retl.project import yamlfile
 from retl.project.contracts import Documented
@@ -58,6 +58,8 @@ _SYNC_WORDS = {one.alias or name for name, one in Sync.model_fields.items()} - {
     "destination",
 }
 
+_GIVE = f"give the path of the {dbt.MANIFEST} that `dbt parse` writes, usually target/{dbt.MANIFEST}"
+
 
 class Scaffolded(Struct):
     """The result: files written, files that existed, and marts without a sync."""
@@ -83,13 +85,22 @@ class _Wish(Struct, frozen=True):
         return whole if whole.keys() & {"connection", "type"} else {"type": "postgres", **whole}
 
 
+def _read(manifest: Path) -> Manifest:
+    """The manifest that --from-dbt names. Its errors say what to give instead."""
+    if manifest.exists() and manifest.name != dbt.MANIFEST:
+        what = f"--from-dbt takes dbt's {dbt.MANIFEST}, and {manifest} has another name"
+        raise DefinitionError("USAGE", what, hint=_GIVE)
+    try:
+        return dbt.read_manifest(manifest)
+    except SourceError as problem:
+        raise SourceError(problem.code, problem.message, hint=_GIVE) from None
+
+
 def write(folder: Path, manifest: Path) -> Scaffolded:
     """Make or complete the project in `folder`. DefinitionError if the manifest has no `meta.retl` or the
     warehouse file cannot be found; SourceError if either cannot be read."""
     manifest = manifest / dbt.MANIFEST if manifest.is_dir() else manifest
-    if manifest.name != dbt.MANIFEST:
-        raise DefinitionError("USAGE", f"--from-dbt takes dbt's target/{dbt.MANIFEST}, not {manifest.name}")
-    known = dbt.read_manifest(manifest)
+    known = _read(manifest)
     found = Scaffolded()
     wishes = list(_wishes(known, found))
     if not wishes and not found.left_out:
