@@ -168,6 +168,7 @@ from retl.destinations.redis.resp import (
     Packed,
     Refusal,
     Wire,
+    advice,
     judge,
     key_of,
     pack,
@@ -512,7 +513,7 @@ class Redis(Destination[RedisOptions]):
             if isinstance(reply, Refusal) and judge(reply)[0] in STOP:
                 row = batch.documents()[n] if batch is not None and n < len(batch) else ()
                 code, sentence = judge(reply, _values(row))
-                raise Systemic(code, f"{self._wire.server}: {sentence}")
+                raise Systemic(code, f"{self._wire.server}: {sentence}", hint=advice(code))
 
     def _refused(self, replies: Sequence[Any], batch: Batch) -> dict[int, RowResult]:
         """The results of the refused rows."""

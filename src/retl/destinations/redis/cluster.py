@@ -18,6 +18,7 @@ from retl.destinations.redis.resp import (
     Packed,
     Refusal,
     Wire,
+    advice,
     joined,
     judge,
     key_of,
@@ -238,7 +239,8 @@ class Cluster:
         for wire in self.each():
             (reply,) = wire.ask([("CLUSTER", "NODES")])
             if isinstance(reply, Refusal):
-                raise Systemic(judge(reply)[0], f"{wire.server}: {judge(reply)[1]}")
+                code, sentence = judge(reply)
+                raise Systemic(code, f"{wire.server}: {sentence}", hint=advice(code))
             own = next(line for line in reply.splitlines() if b"myself" in line)
             if b" [" in own:
                 raise moving(self.server)
@@ -280,7 +282,8 @@ class Cluster:
                 del self._wires[at]
                 continue
             if isinstance(reply, Refusal):
-                raise Systemic(judge(reply)[0], f"{wire.server}: {judge(reply)[1]}")
+                code, sentence = judge(reply)
+                raise Systemic(code, f"{wire.server}: {sentence}", hint=advice(code))
             self._owners = self._listed(reply, at[0])
             return
         assert problem is not None

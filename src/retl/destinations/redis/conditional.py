@@ -20,7 +20,7 @@ from retl.destinations.conflict import BUSY, ROUNDS
 from retl.destinations.redis import script, stamp
 from retl.destinations.redis.assumed import Assumed
 from retl.destinations.redis.keys import Template
-from retl.destinations.redis.resp import AGAIN, STOP, Command, Packed, Refusal, judge
+from retl.destinations.redis.resp import AGAIN, STOP, Command, Packed, Refusal, advice, judge
 from retl.destinations.redis.values import Hash, Stored, read_image
 from retl.destinations.value import Held, Texts
 from retl.destinations.verdicts import Row, Verdict
@@ -293,7 +293,7 @@ class Conditional(Struct, frozen=True):
         for reply in replies:
             if isinstance(reply, Refusal) and judge(reply)[0] in STOP:
                 code, sentence = judge(reply)
-                raise Systemic(code, f"{self.server}: {sentence}")
+                raise Systemic(code, f"{self.server}: {sentence}", hint=advice(code))
 
 
 def restored(value: Stored, op: str, before: str | None) -> Texts:

@@ -51,6 +51,7 @@ POISON = {
     "EMPTYHASH": "every field is NULL, and a hash without fields cannot exist: the key is gone",
 }
 _SENTENCES = AGAIN | STOP | POISON
+_LOGIN = ("AUTH", "WRONGPASS", "NOAUTH")
 _OWN = re.compile(
     "(['\"`])(maxmemory|no|yes|set|hset|hdel|expire|exists|eval|unlink|h?mget|l(?:push|trim|pos))\\1"
 )
@@ -70,6 +71,16 @@ def judge(refusal: Refusal, values: Iterable[str] = ()) -> tuple[str, str]:
     sentence = _SENTENCES.get(code, "the server refused the command")
     words = scrub(_unquoted(text.partition(" ")[2]), values)
     return code, f"{sentence}: {words}" if words else sentence
+
+
+def advice(code: str, mode: str | None = None) -> str | None:
+    """The hint of a login that a server of this mode refused; None for other codes."""
+    if code not in _LOGIN:
+        return None
+    if mode == "sentinel":
+        return "check `sentinel_password` of the connection in retl.yml; then `retl check`"
+    default = "those of the default connection in REDIS_USER and REDIS_PASSWORD"
+    return f"check user and password in retl.yml, {default}; then `retl check`"
 
 
 def _unquoted(text: str) -> str:
@@ -219,7 +230,7 @@ class Wire:
                 elif isinstance(replies[-1], Refusal):
                     code, sentence = judge(replies[-1])
                     kind = Unavailable if code in AGAIN else Systemic
-                    raise kind(code, f"{self.server}: {sentence}")
+                    raise kind(code, f"{self.server}: {sentence}", hint=advice(code, self._mode))
         except ssl.SSLError as error:
             self.close()
             raise Systemic("TLS", f"{self.server}: TLS failed: {error.reason or why(error)}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
-from retl.destinations.redis.resp import Account, Refusal, Wire, judge
+from retl.destinations.redis.resp import Account, Refusal, Wire, advice, judge
 from retl.errors import Systemic, Unavailable
 from retl.model import needs_tls
 
@@ -53,7 +53,7 @@ class Sentinels:
             (reply,) = wire.ask([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)])
         if isinstance(reply, Refusal):
             code, sentence = judge(reply)
-            raise Systemic(code, f"{name}: {sentence}")
+            raise Systemic(code, f"{name}: {sentence}", hint=advice(code, "sentinel"))
         return (reply[0].decode(), int(reply[1])) if reply else None
 
 
