@@ -176,15 +176,3 @@ def test_what_is_missing_is_described(workshop: Workshop) -> None:
     said = workshop.retl("validate").err
     assert "ttl: When the key expires: seconds, or 24h. `none`: never." in said
     assert "token: Access token of a private app." in said
-
-
-@pytest.mark.parametrize("password", ["another one", ""])
-def test_a_refused_login_names_the_variables(
-    workshop: Workshop, redis_server: RedisServer, password: str
-) -> None:
-    workshop.use(redis_server)
-    workshop.sync("cached", destination="{type: redis, key: 'c:{user_id}', ttl: none}")
-    for command in (("check",), ("sync",)):
-        said = workshop.retl(*command, REDIS_PASSWORD=password)
-        assert said.code == 1
-        assert "REDIS_USER and REDIS_PASSWORD" in said.out + said.err

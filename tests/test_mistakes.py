@@ -15,7 +15,7 @@ import pytest
 
 from retl.testing import FakeHubSpot, throttled
 from tests.commands import Said, Workshop
-from tests.servers import Database
+from tests.servers import Database, RedisServer
 
 TABLE = "{type: postgres, table: crm.users, create: true}"
 HUBSPOT = 'connections:\n  hub: {type: hubspot, token: "${HUB_TOKEN}", base_url: "${HUB_URL}"}\n'
@@ -192,7 +192,8 @@ def test_the_password_is_wrong(workshop: Workshop) -> None:
         said,
         1,
         "error: users: PostgreSQL at SERVER: it does not accept the login of postgres [28000]",
-        "  hint: check user, password and the server's pg_hba.conf",
+        "  hint: check user and password in retl.yml, those of the default connection in POSTGRES_USER and"
+        " POSTGRES_PASSWORD, and the server's pg_hba.conf; then `retl check`",
     )
 
 
@@ -204,6 +205,19 @@ def test_the_password_was_forgotten(workshop: Workshop) -> None:
         " [28000]",
         "  hint: set POSTGRES_PASSWORD, or `password` of the connection in retl.yml",
     )
+
+
+@pytest.mark.parametrize(("password", "code"), [("", "NOAUTH"), ("not-the-password", "WRONGPASS")])
+def test_the_password_of_redis_is_wrong_or_was_forgotten(
+    tmp_path: Path, redis_server: RedisServer, password: str, code: str
+) -> None:
+    made = Workshop(tmp_path / "project", {"RETL_LOG_LEVEL": "error"})
+    made.use(redis_server)
+    made.sync("users")
+    said = made.retl("sync", REDIS_PASSWORD=password)
+    assert (said.code, f"[{code}]" in said.err) == (1, True), said.err
+    hint = "check user and password in retl.yml, those of the default connection in REDIS_USER and REDIS_PASSWORD"
+    assert f"hint: {hint}; then `retl check`" in said.err
 
 
 def test_dbt_holds_the_warehouse(workshop: Workshop) -> None:

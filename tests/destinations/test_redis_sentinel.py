@@ -180,6 +180,8 @@ def test_what_the_sentinels_do_not_know_is_told(lasting: Service) -> None:
         with pytest.raises(kind) as caught:
             lasting.make(**settings).check(VISIT)
         assert getattr(caught.value, "code", None) == code
+        if code == "WRONGPASS":
+            assert "check `sentinel_password`" in str(getattr(caught.value, "hint", None))
 
 
 def test_a_primary_on_another_machine_needs_tls(lasting: Service) -> None:

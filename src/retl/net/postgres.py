@@ -113,6 +113,12 @@ def _searched(path: str) -> str:
     return ", ".join(kept) or "''"
 
 
+_LOGIN = (
+    "check user and password in retl.yml, those of the default connection in POSTGRES_USER and"
+    " POSTGRES_PASSWORD, and the server's pg_hba.conf; then `retl check`"
+)
+
+
 class PostgresConnection(BaseModel):
     """A database. Except on the loopback interface, TLS is fully verified unless `allow_plaintext` is set.
     `timeout` limits one batch's transaction."""
@@ -169,7 +175,8 @@ class PostgresConnection(BaseModel):
         try:
             session = open_session(self.keywords(name), min(self.timeout, OPENING), settings)
         except psycopg.Error as error:
-            raise sqlstate.unconnected(error, f"PostgreSQL at {self.address}", self.user) from None
+            server = f"PostgreSQL at {self.address}"
+            raise sqlstate.unconnected(error, server, self.user, _LOGIN) from None
         except Shared:
             raise Systemic("POOLER_MODE", f"{self.address} {SHARED}", hint=SESSION_MODE) from None
         session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED

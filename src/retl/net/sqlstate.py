@@ -89,15 +89,18 @@ _CONNECTING = {
 }
 
 
-def unconnected(error: psycopg.Error, server: str, user: str) -> TargetError:
-    """The TargetError for a session that was not opened; `server` is its name in messages."""
+def unconnected(error: psycopg.Error, server: str, user: str, login: str | None = None) -> TargetError:
+    """The TargetError for a session that was not opened; `server` is its name in messages, `login` the hint
+    of a refused login: where user and password are set."""
     if error.sqlstate is not None:
         return failure(error, lost=True)
     text = re.sub(r'"[^"]*"', "", str(error))  # names may contain any word
     if not _BUSY.search(text):
         for pattern, code, reason in _REFUSED:
             if re.search(pattern, text):
-                hint = _CONNECTING.get(reason) or _CONNECTING.get(code)
+                hint = (
+                    _CONNECTING.get(reason) or _CONNECTING.get(code) or (login if code == "28000" else None)
+                )
                 message = f"{server}: {reason}" + (f" of {user}" if code == "28000" else f" (user {user})")
                 return Systemic(code, message, hint=hint or _HINTS.get(code[:2]))
     why = next((reason for pattern, reason in _UNREACHED if re.search(pattern, text)), "the network is down")

@@ -51,7 +51,11 @@ POISON = {
     "EMPTYHASH": "every field is NULL, and a hash without fields cannot exist: the key is gone",
 }
 _SENTENCES = AGAIN | STOP | POISON
-_LOGIN = "check the connection's `user` and `password`: those of `redis` are REDIS_USER and REDIS_PASSWORD"
+_LOGIN = (
+    "check user and password in retl.yml, those of the default connection in REDIS_USER and REDIS_PASSWORD;"
+    " then `retl check`"
+)
+_SENTINEL_LOGIN = "check `sentinel_password` of the connection in retl.yml; then `retl check`"
 _HINTS = {
     "AUTH": _LOGIN,
     "WRONGPASS": _LOGIN,
@@ -79,10 +83,12 @@ def judge(refusal: Refusal, values: Iterable[str] = ()) -> tuple[str, str]:
     return code, f"{sentence}: {words}" if words else sentence
 
 
-def stops(server: str, refusal: Refusal, values: Iterable[str] = ()) -> Systemic:
+def stops(server: str, refusal: Refusal, values: Iterable[str] = (), mode: str | None = None) -> Systemic:
     """The error of a refusal that every command would get. `values`: what was sent."""
     code, sentence = judge(refusal, values)
-    return Systemic(code, f"{server}: {sentence}", hint=_HINTS.get(code))
+    hint = _HINTS.get(code)
+    is_login = hint == _LOGIN and mode == "sentinel"
+    return Systemic(code, f"{server}: {sentence}", hint=_SENTINEL_LOGIN if is_login else hint)
 
 
 def _unquoted(text: str) -> str:
@@ -233,7 +239,7 @@ class Wire:
                     code, sentence = judge(replies[-1])
                     if code in AGAIN:
                         raise Unavailable(code, f"{self.server}: {sentence}")
-                    raise stops(self.server, replies[-1])
+                    raise stops(self.server, replies[-1], mode=self._mode)
         except ssl.SSLError as error:
             self.close()
             raise Systemic("TLS", f"{self.server}: TLS failed: {error.reason or why(error)}") from error

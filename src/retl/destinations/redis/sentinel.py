@@ -52,7 +52,7 @@ class Sentinels:
         with closing(Wire(name, lambda: address, self._account, mode="sentinel")) as wire:
             (reply,) = wire.ask([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)])
         if isinstance(reply, Refusal):
-            raise stops(name, reply)
+            raise stops(name, reply, mode="sentinel")
         return (reply[0].decode(), int(reply[1])) if reply else None
 
 
