@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -242,3 +243,24 @@ def test_the_template_for_slack_posts_each_message_once(workshop: Workshop, tmp_
             run = ("sync", "--project", str(folder), "--var", "run_date=2026-11-20")
             assert workshop.json(*run, **where)["syncs"][0]["inserted"] == inserted
         assert slack.posted == {"Signups of 2026-11-20: 42": 1}
+
+
+def test_a_column_that_does_not_fit_is_found_in_the_contract(workshop: Workshop) -> None:
+    """In the lines of the sync, or where it names the contract's file."""
+    contract = "{user_id: {type: integer},\n email: {type: string},\n spend: {type: date}}"
+    workshop.sync("typed", contract=contract)
+    workshop.sync("gone", contract=contract.replace("spend: {type: date}", "spent: {type: float}"))
+    workshop.write(
+        "contracts/users.yml", "user_id: {type: integer}\nemail: {type: string}\nspent: {type: float}\n"
+    )
+    workshop.sync("filed", contract="contracts/users.yml")
+    said = workshop.retl("validate").err
+    places = dict(re.findall(r"syncs/(\w+)\.yml:(\d+:\d+): the .*\[SOURCE_DRIFT\]", said))
+    for name, text in (
+        ("typed", "{type: date}"),
+        ("gone", "{type: float}"),
+        ("filed", "contracts/users.yml"),
+    ):
+        line, column = map(int, places[name].split(":"))
+        written = (workshop.folder / f"syncs/{name}.yml").read_text().splitlines()[line - 1]
+        assert written[column - 1 :].startswith(text), name

@@ -90,9 +90,22 @@ class Misasked(DefinitionError):
 
 
 class Mismatch(RetlError):
-    """Source or target do not fit the sync: judged as a guard, before the first write."""
+    """Source or target do not fit the sync: judged as a guard, before the first write. `column`: what the
+    contract calls the column that it is about."""
 
     exit_code = 3
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        where: Place | str | None = None,
+        column: str | None = None,
+    ) -> None:
+        super().__init__(code, message, hint=hint, where=where)
+        self.column = column
 
 
 class Later(RetlError):

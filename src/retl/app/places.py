@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from retl.app.loaded import LoadedProject
-from retl.errors import RetlError
+from retl.errors import Mismatch, RetlError
 from retl.project.definitions import Sync
 from retl.project.yamlfile import Loc
 
@@ -48,9 +48,18 @@ def place(project: LoadedProject, sync: Sync, code: str) -> str:
     return str(project.place(sync, _PARTS.get(code, ())))
 
 
+def _part(sync: Sync, problem: RetlError) -> Loc:
+    """The part of the file that an error, or the mismatch that it reports, is about."""
+    found = problem if isinstance(problem, Mismatch) else problem.__cause__
+    if isinstance(found, Mismatch) and found.column is not None and sync.contract is not None:
+        return ("contract", found.column)
+    return _PARTS.get(problem.code, ())
+
+
 def located(project: LoadedProject, sync: Sync, problem: ErrorT) -> ErrorT:
     """The same error, with a place in the file if it names only the sync and a part of it."""
     if problem.where is None or str(problem.where).startswith(f"sync {sync.name}"):
         _, _, part = str(problem.where or "").partition(": ")
-        problem.where = place(project, sync, problem.code) + (f": {part}" if part else "")
+        found = str(project.place(sync, _part(sync, problem)))
+        problem.where = found + (f": {part}" if part else "")
     return problem

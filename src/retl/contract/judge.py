@@ -244,6 +244,7 @@ def build(
                 "SOURCE_DRIFT",
                 f"the mart's column {name} is {rule.column_type}, the contract's type is {rule.type}",
                 hint=f"cast {name} in the source's SQL, or change its type in the contract",
+                column=name,
             )
     _check_key(key, rules, columns, written=definition is not None)
     edits = definition is not None and definition.edits

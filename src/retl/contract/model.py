@@ -130,6 +130,7 @@ def _present(name: str, columns: Mapping[str, str], named: Collection[str]) -> s
         f"the contract's column {name} is not in the mart",
         hint=f"{f'{meant} ' if meant else ''}`retl contract diff` shows the ways out; the mart has:"
         f" {', '.join(columns)}",
+        column=name,
     )
 
 
