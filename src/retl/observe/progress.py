@@ -90,9 +90,11 @@ class _Sync(Struct):
     wait: str = ""
 
     def __str__(self) -> str:
+        if self.wait:
+            return self.wait
         part = "" if self.share is None else f", {self.share:.0%} of the mart read"
         read = part if self.rows is None else f", {self.rows:,} rows read"
-        return f"{PHASES[self.phase]} ({self.phase + 1} of {len(PHASES)}){self.wait or read}"
+        return f"{PHASES[self.phase]} ({self.phase + 1} of {len(PHASES)}){read}"
 
 
 class Drawing:
@@ -129,7 +131,7 @@ class Drawing:
                         self._show(name, wait="")
                 case "room_awaited" | "retry_awaited" if fields["seconds"] >= log.NOTABLE:
                     why = "the connection's limits" if event == "room_awaited" else "another attempt"
-                    self._show(name, wait=f", waits {fields['seconds']:,.0f} s for {why}")
+                    self._show(name, wait=f"waits {fields['seconds']:,.0f} s for {why}")
                 case "mart_locked":
                     waiting = f"waiting for process {fields.get('writer')} to finish writing the warehouse"
                     self._progress.update(self._task, description=waiting)
