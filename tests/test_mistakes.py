@@ -161,7 +161,7 @@ def test_a_column_has_another_type(workshop: Workshop) -> None:
     golden(
         workshop.retl("validate"),
         2,
-        "error: syncs/users.yml:1:9: the mart's column email is VARCHAR, the contract's type is integer [SOURCE_DRIFT]",
+        "error: syncs/users.yml:4:45: the mart's column email is VARCHAR, the contract's type is integer [SOURCE_DRIFT]",
         "  hint: cast email in the source's SQL, or change its type in the contract",
     )
 
