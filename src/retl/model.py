@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from datetime import time as TimeOfDay
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -121,8 +122,9 @@ class Hours(Definition):
         return next(moment for moment in self._moments(now) if not self._include(moment))
 
     def opens(self, now: datetime) -> datetime:
-        """The next beginning after a time outside them."""
-        return next(moment for moment in self._moments(now) if self._include(moment))
+        """The next beginning."""
+        moments = pairwise([now, *self._moments(now)])
+        return next(after for before, after in moments if self._include(after) and not self._include(before))
 
     def __str__(self) -> str:
         return f"{self.from_:%H:%M} to {self.to:%H:%M} {self.timezone}"

@@ -354,7 +354,10 @@ class Watch:
         """When the hours of its connection begin, if a run ended because of them."""
         known = self.project.definitions.connections.get(connection(entry.sync))
         outside = summary.error is not None and summary.error["code"] == "OUTSIDE_HOURS"
-        return known.hours.opens(self.hold.now()) if outside and known and known.hours else None
+        if not (outside and known and known.hours):
+            return None
+        now = self.hold.now()
+        return now if known.hours.closes(now) else known.hours.opens(now)  # they may have begun meanwhile
 
     def _session(self) -> Session:
         return Session(self.project, self.environment, stop=self.stop, failed=self._failed)
