@@ -289,6 +289,7 @@ def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> 
     events += [("batch_acknowledged", {"rows": 5})]
     events += [("room_awaited", {"seconds": 0.4}), ("room_awaited", {"seconds": 9.7})]
     events += [("retry_awaited", {"seconds": 30.0}), ("batch_acknowledged", {"rows": 5})]
+    events += [("room_awaited", {"seconds": 2.0}), ("phase", {"phase": "commit"})]
     with Progress(console=Console(file=io.StringIO())) as progress:
         drawing = Drawing(progress)
         for event, fields in events:
@@ -308,6 +309,8 @@ def test_progress_goes_forward_through_the_phases_and_counts_what_was_read() -> 
         "waits 10 s for the connection's limits",
         "waits 30 s for another attempt",
         "deliver (9 of 10), 3,000,000 rows read",
+        "waits 2 s for the connection's limits",
+        "commit (10 of 10), 3,000,000 rows read",
     ]
 
 

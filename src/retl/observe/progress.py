@@ -127,8 +127,8 @@ class Drawing:
                     self._progress.update(self._task, total=self._expected or None)
                 case "batch_acknowledged":
                     self._progress.update(self._task, advance=fields.get("rows", 0))
-                    if (sync := self._syncs.get(name)) and sync.wait:
-                        self._show(name, wait="")
+                    if name in self._syncs:
+                        self._show(name)
                 case "room_awaited" | "retry_awaited" if fields["seconds"] >= log.NOTABLE:
                     why = "the connection's limits" if event == "room_awaited" else "another attempt"
                     self._show(name, wait=f"waits {fields['seconds']:,.0f} s for {why}")
@@ -142,12 +142,13 @@ class Drawing:
         phase: str | None = None,
         rows: int | None = None,
         share: float | None = None,
-        wait: str | None = None,
+        wait: str = "",
     ) -> None:
+        """Show what is known now. Whatever happens next ends a `wait`."""
         sync = self._syncs.setdefault(name, _Sync())
         if phase in PHASES and (phase != "guard" or sync.phase >= PHASES.index("judge")):
             sync.phase = max(sync.phase, PHASES.index(phase))
         sync.rows = sync.rows if rows is None else rows
         sync.share = sync.share if share is None else share
-        sync.wait = sync.wait if wait is None else wait
+        sync.wait = wait
         self._progress.update(self._task, description=f"{name}: {sync}" if name else str(sync))
