@@ -31,12 +31,12 @@ from retl.ledger.files import (
     Directory,
     Files,
     Table,
+    accessing,
     batch_of,
     chunks_of,
     make_private,
     private,
     sync_directory,
-    writing,
 )
 from retl.ledger.history import History
 from retl.ledger.journal import Journal
@@ -272,7 +272,7 @@ def open_ledger(
             files, made = Table(database), False
         elif url.startswith("file:") and url != "file:":
             home = folder / url.removeprefix("file:") / (environment or "")
-            with writing(home):
+            with accessing(home):
                 refuse_symlinks(folder, home)
                 path, made = _made(home) if create else (_copied(home, closing), False)
             database = SQLite(path)

@@ -85,7 +85,7 @@ class Directory(Files):
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         target = self._path / checked(name)
         fresh = target.with_name(f".{name}.new")
-        with writing(target):
+        with accessing(target):
             make_private(self._path)
             fresh.unlink(missing_ok=True)
             try:
@@ -101,7 +101,7 @@ class Directory(Files):
 
     def get(self, name: str, directory: Path) -> Path:
         path = self._path / checked(name)
-        with writing(path):
+        with accessing(path):
             if not path.is_file():
                 raise damaged_state(str(path), "this run file is missing")
             path.open("rb").close()  # DuckDB's words do not tell a lack of rights from damage
@@ -109,28 +109,28 @@ class Directory(Files):
 
     def read(self, name: str) -> bytes | None:
         path = self._path / checked(name)
-        with writing(path):
+        with accessing(path):
             return path.read_bytes() if path.is_file() else None
 
     def digest(self, name: str) -> str:
         path = self._path / checked(name)
-        with writing(path):
+        with accessing(path):
             return _digest(chunks_of(path))
 
     def size(self, name: str) -> int:
         path = self._path / checked(name)
-        with writing(path):
+        with accessing(path):
             return path.stat().st_size
 
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
             path = self._path / checked(name)
-            with writing(path):
+            with accessing(path):
                 path.unlink(missing_ok=True)
                 path.with_name(f".{name}.new").unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        with writing(self._path):
+        with accessing(self._path):
             if not self._path.is_dir():
                 return []
             return sorted(name for name in os.listdir(self._path) if not name.startswith("."))
@@ -157,7 +157,7 @@ class Table(Files):
         path = directory / checked(name)
         if not self._numbers(name):
             raise damaged_state(f"run file {name}", "it is missing from retl_files")
-        with writing(path):
+        with accessing(path):
             path.unlink(missing_ok=True)
             with open(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.writelines(self._chunks(name))
@@ -214,7 +214,7 @@ def checked(name: str) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def accessing(path: Path) -> Iterator[None]:
     """Turns an error of the file system into a LedgerError."""
     try:
         yield

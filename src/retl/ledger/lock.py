@@ -19,7 +19,7 @@ from types import TracebackType
 
 from retl.errors import Later, LedgerError
 from retl.ledger.database import Database, PostgreSQL
-from retl.ledger.files import make_private, private, writing
+from retl.ledger.files import accessing, make_private, private
 from retl.ledger.rows import cell
 
 _LOOK = 0.1  # seconds, thousands of times as long as a look at a lock takes
@@ -60,7 +60,7 @@ class Flocks(Grip):
 
     def take(self, name: str) -> bool:
         path = _file(self._directory, name)
-        with writing(path):
+        with accessing(path):
             make_private(self._directory)
             descriptor = private(path, os.O_RDWR | os.O_CREAT)
             if not _locked(descriptor):

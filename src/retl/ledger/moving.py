@@ -36,11 +36,11 @@ from retl.ledger.files import (
     Directory,
     Files,
     Table,
+    accessing,
     chunks_of,
     make_private,
     private,
     sync_directory,
-    writing,
 )
 from retl.observe import log
 
@@ -170,7 +170,7 @@ def _fill(ledger: Ledger, new: Store) -> tuple[int, int]:
             return _copy_rows(ledger, database), _copy_files(ledger, Table(database))
     home = Path(new.url.removeprefix("file:"))
     refuse_symlinks(Path("/"), home)
-    with writing(home):
+    with accessing(home):
         make_private(home)
         with _claimed(home):
             draft = _draft(ledger, home)

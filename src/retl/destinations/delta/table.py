@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from retl.destinations.api import needs
-from retl.destinations.files.place import Disk, Place, Remote
+from retl.destinations.files.place import Disk, Place, Remote, unusable
 from retl.errors import Poisoned, Systemic, TargetError, Unavailable
 from retl.model import Duration
 from retl.net.bucket import Address, Root, answer
@@ -150,12 +150,7 @@ class Opening:
             )
         if self._address is None:
             cause = _OF_SYSTEM.search(text)
-            why = f": {os.strerror(int(cause[1]))}" if cause else ""
-            return Systemic(
-                "FOLDER_UNWRITABLE",
-                f"the folder {self.uri} cannot be used{why}",
-                hint="free space there, or let this user write there; then run again",
-            )
+            return unusable(self.uri, os.strerror(int(cause[1])) if cause else None)
         return Unavailable("UNREACHABLE", f"the bucket of {self.path}: {said.why}")
 
 

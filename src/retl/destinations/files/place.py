@@ -260,11 +260,16 @@ def _disk(root: Path) -> Iterator[None]:
         yield
     except OSError as problem:
         why = problem.strerror or type(problem).__name__
-        raise Systemic(
-            "FOLDER_UNWRITABLE",
-            f"the folder {root} cannot be used: {why}",
-            hint="free space there, or let this user write there; then run again",
-        ) from problem
+        raise unusable(str(root), why) from problem
+
+
+def unusable(folder: str, why: str | None) -> Systemic:
+    """The error of a local folder that is full, read-only or closed to this user."""
+    return Systemic(
+        "FOLDER_UNWRITABLE",
+        f"the folder {folder} cannot be used" + (f": {why}" if why else ""),
+        hint="free space there, or let this user write there; then run again",
+    )
 
 
 def _sync(folder: Path) -> None:

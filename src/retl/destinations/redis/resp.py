@@ -51,17 +51,18 @@ POISON = {
     "EMPTYHASH": "every field is NULL, and a hash without fields cannot exist: the key is gone",
 }
 _SENTENCES = AGAIN | STOP | POISON
-_LOGIN = (
-    "check user and password in retl.yml, those of the default connection in REDIS_USER and REDIS_PASSWORD;"
-    " then `retl check`"
-)
-_SENTINEL_LOGIN = "check `sentinel_password` of the connection in retl.yml; then `retl check`"
+_LOGIN = ("AUTH", "WRONGPASS", "NOAUTH")
 _HINTS = {
-    "AUTH": _LOGIN,
-    "WRONGPASS": _LOGIN,
-    "NOAUTH": _LOGIN,
     "NOPERM": "docs/destinations/redis.md lists the commands that the account needs",
+    **dict.fromkeys(
+        _LOGIN,
+        "check user and password in retl.yml, those of the default connection in REDIS_USER and"
+        " REDIS_PASSWORD; then `retl check`",
+    ),
 }
+_SENTINEL_HINTS = _HINTS | dict.fromkeys(
+    _LOGIN, "check `sentinel_password` of the connection in retl.yml; then `retl check`"
+)
 _OWN = re.compile(
     "(['\"`])(maxmemory|no|yes|set|hset|hdel|expire|exists|eval|unlink|h?mget|l(?:push|trim|pos))\\1"
 )
@@ -86,9 +87,8 @@ def judge(refusal: Refusal, values: Iterable[str] = ()) -> tuple[str, str]:
 def stops(server: str, refusal: Refusal, values: Iterable[str] = (), mode: str | None = None) -> Systemic:
     """The error of a refusal that every command would get. `values`: what was sent."""
     code, sentence = judge(refusal, values)
-    hint = _HINTS.get(code)
-    is_login = hint == _LOGIN and mode == "sentinel"
-    return Systemic(code, f"{server}: {sentence}", hint=_SENTINEL_LOGIN if is_login else hint)
+    hints = _SENTINEL_HINTS if mode == "sentinel" else _HINTS
+    return Systemic(code, f"{server}: {sentence}", hint=hints.get(code))
 
 
 def _unquoted(text: str) -> str:
