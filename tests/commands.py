@@ -93,6 +93,11 @@ class Workshop:
         """Answer one command in the project's folder, inside this process; `more` is environment."""
         return answer(words, self.environ(**more), self.folder)
 
+    def into_sqlite(self) -> None:
+        """The sync `users`, to a table of a file in the project."""
+        self.write("retl.yml", "connections: {out: {type: sqlite, path: out.db}}\n")
+        self.sync("users", destination="{connection: out, table: users, create: true}")
+
     def process(self, *words: str, **more: str) -> Said:
         """The same as a process of its own, for what only a process has: see tests/inprocess.py. One that only
         dies half way is forked: a new interpreter would take three times as long."""

@@ -12,8 +12,7 @@ from tests.commands import Workshop
 @pytest.fixture
 def shop(tmp_path: Path) -> Workshop:
     made = Workshop(tmp_path / "shop")
-    made.write("retl.yml", "connections: {out: {type: sqlite, path: out.db}}\n")
-    made.sync("users", destination="{connection: out, table: users, create: true}")
+    made.into_sqlite()
     made.write("config.prod.env", "")
     return made
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,15 +16,20 @@ from retl.errors import LedgerError
 from retl.ledger.files import Directory
 from tests.commands import Workshop
 
-ROOT = Path(__file__).parents[1]
 BOUND = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"]
+
+
+class Bound(Workshop):
+    """One whose processes have no more rights than permissions give them."""
+
+    def command(self, *words: str) -> list[str]:
+        return [*(BOUND if os.geteuid() == 0 else []), *super().command(*words)]
 
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
-    made = Workshop(tmp_path / "project")
-    made.write("retl.yml", "connections: {out: {type: sqlite, path: out.db}}\n")
-    made.sync("users", destination="{connection: out, table: users, create: true}")
+    made = Bound(tmp_path / "project")
+    made.into_sqlite()
     assert made.retl("sync").code == 0
     return made
 
@@ -42,24 +45,17 @@ def shut(path: Path) -> Iterator[None]:
         path.chmod(mode)
 
 
-def retl(workshop: Workshop, *words: str) -> subprocess.CompletedProcess[str]:
-    bound = BOUND if os.geteuid() == 0 else []
-    environ = {**os.environ, **workshop.environ(), "PYTHONPATH": str(ROOT / "src")}
-    command = [*bound, sys.executable, "-m", "retl", "--project", str(workshop.folder), *words]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
-
-
 @pytest.mark.parametrize(
     "name", [".retl", ".retl/runs", ".retl/locks", ".retl/ledger.db", ".retl/runs/*.parquet"]
 )
 def test_state_without_a_right_to_it_is_named_and_no_damage(workshop: Workshop, name: str) -> None:
     (path,) = workshop.folder.glob(name)
     with shut(path):
-        said = retl(workshop, "sync")
-    assert (said.returncode, '"code": "STATE_UNWRITABLE"' in said.stderr) == (1, True), said.stderr
-    assert str(path) in said.stderr
-    assert "adopt" not in said.stderr  # the advice for a ledger that is lost
-    assert retl(workshop, "sync").returncode == 0
+        said = workshop.process("sync")
+    assert (said.code, '"code": "STATE_UNWRITABLE"' in said.raw) == (1, True), said.raw
+    assert str(path) in said.raw
+    assert "adopt" not in said.raw  # the advice for a ledger that is lost
+    assert workshop.process("sync").code == 0
 
 
 @pytest.mark.parametrize("name", ["syncs", "syncs/team", "syncs/team/others.yml"])
@@ -69,19 +65,19 @@ def test_a_folder_of_syncs_without_a_right_to_it_stops_every_run(workshop: Works
     text = (folder / "syncs/users.yml").read_text(encoding="utf-8")
     workshop.write("syncs/team/others.yml", text.replace("table: users,", "table: others,"))
     with shut(folder / name):
-        said = retl(workshop, "sync")
-    assert (said.returncode, '"code": "FILE_UNREADABLE"' in said.stderr) == (2, True), said.stderr
-    assert name in said.stderr
-    assert '"sync": "others"' in retl(workshop, "sync", "--output", "json").stdout
+        said = workshop.process("sync")
+    assert (said.code, '"code": "FILE_UNREADABLE"' in said.raw) == (2, True), said.raw
+    assert name in said.raw
+    assert '"sync": "others"' in workshop.process("sync", "--output", "json").out
 
 
 def test_variables_without_a_right_to_them_are_not_called_wrong_text(workshop: Workshop) -> None:
     workshop.write("config.env", "NAME=value\n")
     with shut(workshop.folder / "config.env"):
-        said = retl(workshop, "sync")
-    assert said.returncode == 2
-    assert "cannot be read: Permission denied" in said.stderr
-    assert '"where": "config.env"' in said.stderr
+        said = workshop.process("sync")
+    assert said.code == 2
+    assert "cannot be read: Permission denied" in said.raw
+    assert '"where": "config.env"' in said.raw
 
 
 def test_a_sync_that_is_a_link_to_nothing_stops_every_run(workshop: Workshop) -> None:

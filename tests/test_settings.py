@@ -222,8 +222,7 @@ def test_a_file_of_secrets_that_others_can_read_is_warned_about(
     tmp_path: Path, mode: int, warns: bool
 ) -> None:
     shop = Workshop(tmp_path / "shop")
-    shop.write("retl.yml", "connections: {out: {type: sqlite, path: out.db}}\n")
-    shop.sync("users", destination="{connection: out, table: users, create: true}")
+    shop.into_sqlite()
     file = shop.folder / "config.env"
     file.write_text("CRM_PASSWORD=hunter22\nHOST=h\nOTHER_TOKEN_FILE=/run/x\nSOME_URL=https://a:pw123@b\n")
     file.chmod(mode)

@@ -14,8 +14,7 @@ from tests.commands import Workshop
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
     made = Workshop(tmp_path / "project")
-    made.write("retl.yml", "connections: {out: {type: sqlite, path: out.db}}\n")
-    made.sync("users", destination="{connection: out, table: users, create: true}")
+    made.into_sqlite()
     assert made.retl("sync").code == 0
     return made
 
